@@ -1,0 +1,49 @@
+//! What bootd has to tell: facts for operators, one event each.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use croft_proto::{FarmName, NodeName, SegmentName};
+use tokio::sync::mpsc;
+
+/// One fact. It holds no secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// A short stable word: `login-refused`, `unknown-node`…
+    pub kind: &'static str,
+    /// The node it is about, if known.
+    pub node: Option<NodeName>,
+    /// The segment on which it was seen.
+    pub segment: Option<SegmentName>,
+    /// The farm it belongs to.
+    pub farm: Option<FarmName>,
+    /// One sentence for people.
+    pub text: String,
+}
+
+/// Where every part of bootd leaves its notices. Cheap to clone; never blocks.
+#[derive(Debug, Clone)]
+pub struct Events {
+    sender: mpsc::Sender<Notice>,
+    lost: std::sync::Arc<AtomicU64>,
+}
+
+impl Events {
+    /// A sink with room for `room` notices that nobody has stored yet, and its other end.
+    pub fn channel(room: usize) -> (Self, mpsc::Receiver<Notice>) {
+        let (sender, receiver) = mpsc::channel(room);
+        (Self { sender, lost: std::sync::Arc::default() }, receiver)
+    }
+
+    /// Leaves a notice. If the store lags too far behind it is counted as lost instead, so that a
+    /// flood of hostile packets costs bounded memory.
+    pub fn notice(&self, notice: Notice) {
+        if self.sender.try_send(notice).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Notices that were not stored since the start.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,252 @@
+//! Images: what a manifest says, and where its files lie in an image store.
+//!
+//! An image store is a directory that any number of programs may read while one adds to it:
+//!
+//! ```text
+//! blobs/HASH            a file's bytes; HASH is their BLAKE3 in 64 hex digits
+//! manifests/HASH.json   a manifest; HASH is the BLAKE3 of these bytes: the image's version
+//! names/NAME            the version that NAME points to now, 64 hex digits and a newline
+//! ```
+//!
+//! Blobs are written first, then the manifest, then the name, each to a temporary name in the same
+//! directory, synced and renamed: whoever sees a name finds everything below it. Nothing is
+//! changed after that; a new build is a new version.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ImageName;
+
+/// Bytes that one chunk hash of a disk covers.
+pub const CHUNK_SIZE: u64 = 1 << 20;
+
+/// Why bytes are not a usable manifest, or text not a hash.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidImage {
+    /// Not 64 lower-case hex digits.
+    #[error("{0:?} is not an image hash: 64 lower-case hex digits are")]
+    Hash(String),
+    /// Not the JSON of a manifest.
+    #[error("the manifest cannot be read; build or import the image again")]
+    Json(#[source] serde_json::Error),
+    /// A manifest that contradicts itself.
+    #[error("the manifest of image {name} is not usable: {fault}; build or import it again")]
+    Manifest {
+        /// The image.
+        name: ImageName,
+        /// What is wrong.
+        fault: String,
+    },
+}
+
+macro_rules! hashes {
+    ($($(#[$doc:meta])* $name:ident;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(blake3_bytes::Bytes);
+
+        impl $name {
+            /// Of these bytes.
+            pub fn of(bytes: &[u8]) -> Self {
+                Self(*blake3::hash(bytes).as_bytes())
+            }
+
+            /// From a hasher's result.
+            pub fn from_hash(hash: blake3::Hash) -> Self {
+                Self(*hash.as_bytes())
+            }
+
+            /// The first 12 hex digits, for tables.
+            pub fn short(&self) -> String {
+                self.to_string()[..12].to_owned()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&blake3::Hash::from_bytes(self.0).to_hex())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidImage;
+            fn from_str(s: &str) -> Result<Self, InvalidImage> {
+                let lower = s.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+                match blake3::Hash::from_hex(s) {
+                    Ok(hash) if lower => Ok(Self(*hash.as_bytes())),
+                    _ => Err(InvalidImage::Hash(s.chars().take(80).collect())),
+                }
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidImage;
+            fn try_from(s: String) -> Result<Self, InvalidImage> {
+                s.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(hash: $name) -> Self {
+                hash.to_string()
+            }
+        }
+    )*};
+}
+
+mod blake3_bytes {
+    pub type Bytes = [u8; 32];
+}
+
+hashes! {
+    /// An image's version: the BLAKE3 of its manifest.
+    ImageVersion;
+    /// A file of an image: the BLAKE3 of its bytes.
+    BlobHash;
+}
+
+/// What an image is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageKind {
+    /// `kernel`, `initrd` and `disk`: a node boots it.
+    System,
+    /// `disk` only: shared data.
+    Data,
+}
+
+impl ImageKind {
+    fn files(self) -> &'static [&'static str] {
+        match self {
+            Self::System => &["disk", "initrd", "kernel"],
+            Self::Data => &["disk"],
+        }
+    }
+}
+
+impl fmt::Display for ImageKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::System => "system",
+            Self::Data => "data",
+        })
+    }
+}
+
+/// One file of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageFile {
+    /// Length in bytes.
+    pub size: u64,
+    /// Its name in `blobs/`.
+    pub blob: BlobHash,
+    /// For `disk`: the BLAKE3 of each [`CHUNK_SIZE`] bytes, the last chunk shorter if the size is
+    /// no multiple. Empty for other files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chunks: Vec<BlobHash>,
+}
+
+/// What an image consists of. Its canonical JSON is what the version is the hash of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Version of this format: 1.
+    pub format: u32,
+    /// The name under which it was built.
+    pub name: ImageName,
+    /// What it is for.
+    pub kind: ImageKind,
+    /// By name: `kernel`, `initrd` and `disk`, as the kind demands.
+    pub files: BTreeMap<String, ImageFile>,
+    /// Arguments that the image's kernel always needs.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub kernel_args: String,
+}
+
+impl Manifest {
+    /// The bytes that are stored, and whose hash is the version: the same for equal manifests.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // A struct of strings, integers and maps with string keys always serialises.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// The image's version.
+    pub fn version(&self) -> ImageVersion {
+        ImageVersion::of(&self.to_bytes())
+    }
+
+    /// Reads and checks a manifest.
+    ///
+    /// # Errors
+    /// Not JSON of this shape, another format, a missing or superfluous file, or a chunk list that
+    /// does not fit the disk's size.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, InvalidImage> {
+        let manifest: Self = serde_json::from_slice(bytes).map_err(InvalidImage::Json)?;
+        let fault = |fault: String| InvalidImage::Manifest { name: manifest.name.clone(), fault };
+        if manifest.format != 1 {
+            return Err(fault(format!("its format is {}, this program reads 1", manifest.format)));
+        }
+        let want = manifest.kind.files();
+        if !manifest.files.keys().map(String::as_str).eq(want.iter().copied()) {
+            return Err(fault(format!("a {} image has the files {want:?}", manifest.kind)));
+        }
+        let disk = &manifest.files["disk"];
+        if disk.size == 0 || !disk.size.is_multiple_of(4096) {
+            return Err(fault(format!("its disk of {} bytes is no multiple of 4096", disk.size)));
+        }
+        if disk.size.div_ceil(CHUNK_SIZE) != disk.chunks.len() as u64 {
+            return Err(fault(format!("{} chunks do not cover its disk", disk.chunks.len())));
+        }
+        Ok(manifest)
+    }
+
+    /// Its disk; every checked manifest has one.
+    pub fn disk(&self) -> &ImageFile {
+        &self.files["disk"]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data() -> Manifest {
+        let disk =
+            ImageFile { size: 4096, blob: BlobHash::of(b"x"), chunks: vec![BlobHash::of(b"x")] };
+        Manifest {
+            format: 1,
+            name: "content".parse().expect("valid"),
+            kind: ImageKind::Data,
+            files: BTreeMap::from([("disk".to_owned(), disk)]),
+            kernel_args: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_manifest_reads_back_and_keeps_its_version() {
+        let manifest = data();
+        let back = Manifest::from_bytes(&manifest.to_bytes()).expect("valid");
+        assert_eq!(back, manifest);
+        assert_eq!(back.version(), manifest.version());
+        assert_eq!(manifest.version().to_string().parse().ok(), Some(manifest.version()));
+    }
+
+    #[test]
+    fn manifests_that_contradict_themselves_are_refused() {
+        let spoil = |f: fn(&mut Manifest)| {
+            let mut manifest = data();
+            f(&mut manifest);
+            Manifest::from_bytes(&manifest.to_bytes())
+        };
+        assert!(spoil(|m| m.format = 2).is_err());
+        assert!(spoil(|m| m.kind = ImageKind::System).is_err());
+        assert!(spoil(|m| m.files.get_mut("disk").expect("disk").chunks.clear()).is_err());
+        assert!(spoil(|m| m.files.get_mut("disk").expect("disk").size = 5000).is_err());
+        assert!(Manifest::from_bytes(b"{}").is_err());
+    }
+}
