@@ -1,0 +1,55 @@
+# The commands a newcomer needs: make run, make demo, make test, make bench.
+
+SHELL := /bin/bash
+BUILD := $(CURDIR)/.build
+BIN := $(CURDIR)/target/release
+STATIC := $(CURDIR)/target/x86_64-unknown-linux-gnu/release
+IMAGES := $(BUILD)/images
+RACK := $(BIN)/croft-rack enter
+E2E := $(BIN)/croft-e2e
+
+export CROFT_BIN_DIR := $(BIN)
+export CROFT_IMAGE_DIR := $(IMAGES)
+
+.PHONY: help run demo test lint bench bench-boot packages build images clean
+
+help:
+	@echo "make run    a virtual rack with a farm in it, until Ctrl-C"
+	@echo "make demo   the whole path, unattended: boot, load, grow, shrink, replace"
+	@echo "make test   every test"
+	@echo "make bench  every benchmark against its peers (make bench-boot: boot times only)"
+
+# The one step that needs root; says what it installs.
+packages:
+	@tests/install-packages
+
+build: packages
+	cargo build --release --workspace
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release -p croft-agent --target x86_64-unknown-linux-gnu
+
+images: build
+	$(BIN)/croft-images build --store $(IMAGES) --agent $(STATIC)/croft-agent --packages-cache $(BUILD)/packages --test
+
+run: images
+	$(RACK) --dir $(BUILD)/run -- $(E2E) run
+
+demo: images
+	$(RACK) --dir $(BUILD)/demo -- $(E2E) demo
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --release -- -D warnings
+
+# The end-to-end tests share two cores with their guests: one at a time.
+test: images lint
+	cargo test --release --workspace --exclude croft-e2e
+	cargo test --release -p croft-e2e -- --test-threads=1 --nocapture
+
+bench: bench-boot
+
+bench-boot: images
+	$(RACK) --dir $(BUILD)/bench-boot -- $(E2E) bench-boot
+
+clean:
+	rm -rf $(BUILD)
+	cargo clean
