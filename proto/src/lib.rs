@@ -21,8 +21,8 @@ pub use image::{BlobHash, CHUNK_SIZE, ImageFile, ImageKind, ImageVersion, Invali
 pub use iqn::{InvalidIqn, Iqn};
 pub use mac::{InvalidMac, MacAddr};
 pub use names::{
-    BlueprintName, FarmName, ImageName, InvalidName, MemberName, NodeName, OrganizationName,
-    RoleName, SegmentName, SwitchName, TierName, VolumeId,
+    BlueprintName, BootdName, ClassName, FarmName, ImageName, InvalidName, MemberName, NodeName,
+    OrganizationName, RoleName, SegmentName, SwitchName, TierName, VolumeId,
 };
 pub use secret::Secret;
 pub use vlan::{InvalidVlan, VlanId};

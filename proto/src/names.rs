@@ -97,6 +97,10 @@ names! {
     ImageName = "image", 48;
     /// A switch of the grid.
     SwitchName = "switch", 32;
+    /// A hardware class: nodes of one class are interchangeable.
+    ClassName = "class", 32;
+    /// A boot server of the grid.
+    BootdName = "bootd", 32;
     /// A volume of bootd's store: a file name, too.
     VolumeId = "volume", 120;
 }
