@@ -1,0 +1,50 @@
+//! Every scenario in a virtual rack of its own. `make test` builds what they start.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+/// Runs a scenario and returns what it printed; its own failure is the test's.
+fn scenario(name: &str, nodes: usize) -> String {
+    let bin = std::env::var_os("CROFT_BIN_DIR")
+        .map(PathBuf::from)
+        .expect("CROFT_BIN_DIR names the built programs: run these tests by `make test`");
+    let dir = bin.join(format!("../../.build/test-{name}"));
+    let output = Command::new(bin.join("croft-rack"))
+        .arg("enter")
+        .arg("--dir")
+        .arg(&dir)
+        .args(["--nodes", &nodes.to_string(), "--"])
+        .arg(bin.join("croft-e2e"))
+        .arg(name)
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("croft-rack is built");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    println!("{text}");
+    assert!(
+        output.status.success(),
+        "{name} ended with {}; logs: {}",
+        output.status,
+        dir.display()
+    );
+    text
+}
+
+#[test]
+fn demo() {
+    let text = scenario("demo", 6);
+    let last = text.lines().last().unwrap_or_default();
+    assert!(last.starts_with("DEMO ok ") && last.ends_with("failed_requests=0"), "{last}");
+}
+
+#[test]
+fn bootd_killed_under_disk_load() {
+    let text = scenario("kill-bootd", 3);
+    assert!(text.lines().last().is_some_and(|l| l.starts_with("KILL-BOOTD ok")), "{text}");
+}
+
+#[test]
+fn control_killed_while_growing_and_shrinking() {
+    let text = scenario("kill-control", 4);
+    assert!(text.lines().last().is_some_and(|l| l.starts_with("KILL-CONTROL ok")), "{text}");
+}
