@@ -107,11 +107,8 @@ pub(crate) async fn run<M: Machine>(
     };
     let mut finished = false;
     loop {
-        let changed = orders.has_changed().unwrap_or(false);
         let order = orders.borrow_and_update().clone();
-        if let Some(order) =
-            order.as_ref().filter(|_| changed || !finished || applier.lost_haproxy())
-        {
+        if let Some(order) = order.as_ref().filter(|_| !finished || applier.lost_haproxy()) {
             let outcome = tokio::select! {
                 () = stop.cancelled() => break,
                 outcome = applier.apply(order) => outcome,
@@ -136,7 +133,10 @@ pub(crate) async fn run<M: Machine>(
         }
         tokio::select! {
             () = stop.cancelled() => break,
-            changed = orders.changed() => if changed.is_err() { break },
+            changed = orders.changed() => match changed {
+                Ok(()) => finished = false,
+                Err(_) => break,
+            },
             () = tokio::time::sleep(REPEAT), if order.is_some() => {}
         }
     }

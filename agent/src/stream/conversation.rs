@@ -94,7 +94,8 @@ async fn send(out: &Out, body: agent_message::Body) -> Result<(), Broken> {
 }
 
 impl<M: Machine> Stream<M> {
-    /// Dials, attaches and serves; `attached` tells whether it came as far as Welcome.
+    /// Dials, attaches and serves; `attached` tells whether it came as far as a Welcome that
+    /// makes sense.
     pub(super) async fn converse(
         &mut self,
         endpoint: &Endpoint,
@@ -102,9 +103,9 @@ impl<M: Machine> Stream<M> {
     ) -> Result<Ending, Broken> {
         let attach = timeout(ATTACH_DEADLINE, self.attach(endpoint)).await;
         let (welcome, out, mut inbound) = attach.map_err(|_| Broken::Late)??;
-        *attached = true;
         self.credentials.granted(&welcome.session_key)?;
         self.welcomed(&welcome).await?;
+        *attached = true;
         self.links.applied.mark_changed();
         loop {
             tokio::select! {

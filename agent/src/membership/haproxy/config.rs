@@ -120,7 +120,6 @@ fn write(out: &mut String, layout: &Layout, servers: &[Server]) -> std::fmt::Res
     out.push_str(
         "# Written by croft-agent from the farm's membership; changes are overwritten.\n\
          global\n\
-         \x20   log stderr format raw daemon notice\n\
          \x20   maxconn 4000\n\
          \x20   hard-stop-after 60s\n",
     );
@@ -133,9 +132,6 @@ fn write(out: &mut String, layout: &Layout, servers: &[Server]) -> std::fmt::Res
         "\n\
          defaults\n\
          \x20   mode http\n\
-         \x20   log global\n\
-         \x20   option dontlognull\n\
-         \x20   option dontlog-normal\n\
          \x20   option http-server-close\n\
          \x20   option forwardfor\n\
          \x20   option redispatch 1\n\

@@ -22,9 +22,9 @@ pub(crate) enum Step {
     Delete { path: String },
 }
 
-/// The steps, in order.
+/// The steps, in order: who comes first, then who goes, so that there is always somebody.
 pub(crate) fn plan(desired: &[Server], actual: &[Actual]) -> Vec<Step> {
-    let mut steps = Vec::new();
+    let (mut steps, mut drains) = (Vec::new(), Vec::new());
     for wanted in desired {
         let backend = backend_name(wanted.listen_port);
         let name = server_name(&wanted.member);
@@ -35,7 +35,7 @@ pub(crate) fn plan(desired: &[Server], actual: &[Actual]) -> Vec<Step> {
                 let (listen_port, address) = (wanted.listen_port, wanted.address);
                 steps.push(Step::Add { listen_port, path: path.clone(), address });
                 if wanted.draining {
-                    steps.push(Step::Drain { path });
+                    drains.push(Step::Drain { path });
                 }
             }
             Some(held) => {
@@ -43,13 +43,14 @@ pub(crate) fn plan(desired: &[Server], actual: &[Actual]) -> Vec<Step> {
                     steps.push(Step::Move { path: path.clone(), address: wanted.address });
                 }
                 if wanted.draining && !held.draining() {
-                    steps.push(Step::Drain { path });
+                    drains.push(Step::Drain { path });
                 } else if !wanted.draining && !held.serving() {
                     steps.push(Step::Ready { path });
                 }
             }
         }
     }
+    steps.append(&mut drains);
     for held in actual {
         let wanted = desired.iter().any(|wanted| {
             backend_name(wanted.listen_port) == held.backend
@@ -149,6 +150,13 @@ mod tests {
         assert!(held.draining());
         let steps = plan(&[wanted(1, 80, false)], &[held]);
         assert_eq!(steps, [Step::Ready { path: "port-80/shop:web:1".to_owned() }]);
+    }
+
+    #[test]
+    fn who_comes_is_there_before_anyone_goes() {
+        let held = Actual::test("port-80", "shop:web:1", wanted(1, 80, false).address, 0, 1);
+        let steps = plan(&[wanted(1, 80, true), wanted(2, 80, false)], &[held]);
+        assert!(matches!(steps[..], [Step::Add { .. }, Step::Drain { .. }]), "{steps:?}");
     }
 
     proptest! {
