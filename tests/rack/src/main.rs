@@ -1,1 +1,116 @@
-fn main() {}
+//! `croft-rack`: runs a command in a virtual rack. See the library's documentation.
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use croft_rack::{FirmwareChoice, Options};
+
+/// A virtual rack: switch, nodes, BMCs, in one unprivileged namespace.
+#[derive(Debug, Parser)]
+#[command(name = "croft-rack", version)]
+struct Cli {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Run a command in a new rack; exits with its status when it ends, and the rack with it.
+    Enter(RackArgs),
+    /// Print the Debian packages that the rack lacks, one a line; fails if there are any.
+    Packages,
+    /// Process 1 of the rack's namespace; started by `enter`.
+    #[command(hide = true)]
+    Init(RackArgs),
+    /// The rack itself; started by `init`.
+    #[command(hide = true)]
+    Manage(RackArgs),
+}
+
+#[derive(Debug, Args)]
+struct RackArgs {
+    /// Directory for consoles, sockets, logs, grid.toml and rack.json.
+    #[arg(long)]
+    dir: PathBuf,
+    /// Number of nodes, 1 to 64.
+    #[arg(long, default_value_t = 6)]
+    nodes: u8,
+    /// Number of VLANs for farms, counted from 100; 1 to 64.
+    #[arg(long, default_value_t = 4)]
+    farm_vlans: u16,
+    /// Firmware of all nodes (`bios`, `uefi`) or of one (`n3=uefi`); may be repeated. Without it
+    /// odd nodes have a BIOS and even ones UEFI.
+    #[arg(long)]
+    firmware: Vec<FirmwareChoice>,
+    /// Memory of a node in MiB.
+    #[arg(long, default_value_t = 384)]
+    memory: u32,
+    /// Virtual CPUs of a node.
+    #[arg(long, default_value_t = 1)]
+    cpus: u8,
+    /// A Linux kernel to try KVM with; KVM is used only if it boots. CROFT_RACK_KVM=0 or 1
+    /// decides without trying.
+    #[arg(long)]
+    probe_kernel: Option<PathBuf>,
+    /// The command to run and its arguments.
+    #[arg(last = true, required = true)]
+    command: Vec<OsString>,
+}
+
+impl RackArgs {
+    fn options(&self) -> Options {
+        Options {
+            dir: self.dir.clone(),
+            nodes: self.nodes,
+            farm_vlans: self.farm_vlans,
+            firmware: self.firmware.clone(),
+            memory_mib: self.memory,
+            cpus: self.cpus,
+            probe_kernel: self.probe_kernel.clone(),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("CROFT_RACK_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+        )
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    match run(&Cli::parse()) {
+        Ok(code) => code.into(),
+        Err(error) => {
+            eprintln!("croft-rack: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<u8> {
+    // The inner stages get the same arguments after their own name.
+    let arguments: Vec<OsString> = std::env::args_os().skip(2).collect();
+    match &cli.action {
+        Action::Packages => {
+            let missing = croft_rack::missing_packages();
+            missing.iter().for_each(|package| println!("{package}"));
+            Ok(u8::from(!missing.is_empty()))
+        }
+        Action::Enter(args) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            Ok(runtime.block_on(croft_rack::enter(&args.options(), &arguments))?)
+        }
+        Action::Init(_) => Ok(croft_rack::init(&arguments)?),
+        Action::Manage(args) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            Ok(runtime.block_on(croft_rack::manage(&args.options(), &args.command))?)
+        }
+    }
+}
