@@ -1,0 +1,123 @@
+//! Tokens: `ID.SECRET`. The store has the BLAKE3 of the whole under the id; a secret of 32 random
+//! bytes needs no slow hash.
+
+use croft_proto::{OrganizationName, Secret};
+use subtle::ConstantTimeEq;
+use tonic::Status;
+use tonic::metadata::MetadataMap;
+
+use crate::model::{Role, Token, Who, keys};
+use crate::store::{Compare, Op, Outcome, Store, StoreError, Txn};
+use crate::world::decode;
+
+/// Longest token that is looked at, in bytes.
+const MAX_TOKEN: usize = 256;
+
+/// Why a token could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// No randomness.
+    #[error("token: the operating system gives no randomness: {0}")]
+    Random(getrandom::Error),
+    /// It could not be stored.
+    #[error("token: cannot be stored")]
+    Store(#[from] StoreError),
+    /// It could not be encoded.
+    #[error("token: cannot be encoded")]
+    Encode(#[source] serde_json::Error),
+    /// Its id was taken.
+    #[error("token: its id is taken; try again")]
+    Taken,
+}
+
+fn hash(token: &str) -> String {
+    blake3::hash(token.as_bytes()).to_hex().to_string()
+}
+
+/// Makes a token and stores its hash. The result is the only copy of the token itself.
+///
+/// # Errors
+/// See [`TokenError`].
+pub async fn issue(
+    store: &dyn Store,
+    organization: OrganizationName,
+    role: Role,
+) -> Result<Secret, TokenError> {
+    let id = Secret::random(8).map_err(TokenError::Random)?;
+    let secret = Secret::random(32).map_err(TokenError::Random)?;
+    let token = Secret::new(format!("{}.{}", id.expose(), secret.expose()));
+    let kept = Token { hash: hash(token.expose()), organization, role };
+    let key = keys::token(id.expose());
+    let value = serde_json::to_vec(&kept).map_err(TokenError::Encode)?;
+    let compares = vec![Compare { key: key.clone(), revision: 0 }];
+    match store.txn(Txn { compares, ops: vec![Op::Put { key, value }] }).await? {
+        Outcome::Committed(_) => Ok(token),
+        Outcome::Conflict(_) => Err(TokenError::Taken),
+    }
+}
+
+/// The token of an `authorization: Bearer` header, with its id.
+fn bearer(metadata: &MetadataMap) -> Option<(&str, &str)> {
+    let header = metadata.get("authorization")?.to_str().ok()?;
+    let token = header.strip_prefix("Bearer ")?;
+    let (id, _) = token.split_once('.')?;
+    let plain = id.len() == 16 && id.bytes().all(|b| b.is_ascii_hexdigit());
+    (plain && token.len() <= MAX_TOKEN).then_some((token, id))
+}
+
+/// Who is calling.
+///
+/// # Errors
+/// `UNAUTHENTICATED`, the same for every kind of bad token.
+pub async fn identify(store: &dyn Store, metadata: &MetadataMap) -> Result<Who, Status> {
+    let refused = || Status::unauthenticated("the token is missing or not valid; check the profile");
+    let (token, id) = bearer(metadata).ok_or_else(refused)?;
+    let key = keys::token(id);
+    let entry = store.get(&key).await.map_err(|e| Status::internal(e.to_string()))?;
+    let entry = entry.ok_or_else(refused)?;
+    let kept: Token =
+        decode(&key, &entry.value).map_err(|e| Status::internal(e.to_string()))?;
+    if bool::from(hash(token).as_bytes().ct_eq(kept.hash.as_bytes())) {
+        Ok(Who { organization: kept.organization, role: kept.role })
+    } else {
+        Err(refused())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::SqliteStore;
+
+    fn header(value: &str) -> MetadataMap {
+        let mut metadata = MetadataMap::new();
+        metadata.insert("authorization", value.parse().expect("ascii"));
+        metadata
+    }
+
+    #[tokio::test]
+    async fn only_the_issued_token_is_accepted_and_it_is_stored_hashed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("store.db");
+        let store = SqliteStore::open(&path).expect("opens");
+        let acme: OrganizationName = "acme".parse().expect("valid");
+        let token = issue(&store, acme.clone(), Role::Tenant).await.expect("issued");
+        let bearer = format!("Bearer {}", token.expose());
+        let who = identify(&store, &header(&bearer)).await.expect("accepted");
+        assert_eq!(who, Who { organization: acme, role: Role::Tenant });
+
+        let other = issue(&store, "b".parse().expect("valid"), Role::Operator).await.expect("issued");
+        let (id, _) = token.expose().split_once('.').expect("two parts");
+        let (_, secret) = other.expose().split_once('.').expect("two parts");
+        let mixed = format!("Bearer {id}.{secret}");
+        let cut = bearer[..bearer.len() - 1].to_owned();
+        for bad in ["", "Bearer", "Bearer .", "Basic x", &mixed, &cut, "Bearer ../x.y"] {
+            let status = identify(&store, &header(bad)).await.expect_err("accepted");
+            assert_eq!(status.code(), tonic::Code::Unauthenticated, "{bad}");
+        }
+        let entry = store.get(&keys::token(id)).await.expect("get").expect("there");
+        let stored = String::from_utf8(entry.value).expect("text");
+        let (_, own) = token.expose().split_once('.').expect("two parts");
+        assert!(!stored.contains(own), "the store has the secret in clear");
+    }
+}

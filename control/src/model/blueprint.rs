@@ -1,0 +1,225 @@
+//! Blueprints: role → boot target.
+
+use std::fmt;
+use std::str::FromStr;
+
+use croft_proto::{BlueprintName, ImageName, ImageVersion, RoleName, common, edge};
+use serde::{Deserialize, Serialize};
+
+/// Which image: the newest version of a name, or one version for ever.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ImageRef {
+    /// The name.
+    pub name: ImageName,
+    /// The version, if it is fixed.
+    pub version: Option<ImageVersion>,
+}
+
+impl fmt::Display for ImageRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.name)?;
+        match &self.version {
+            Some(version) => write!(f, "@{version}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl FromStr for ImageRef {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let (name, version) = match s.split_once('@') {
+            Some((name, version)) => (name, Some(version)),
+            None => (s, None),
+        };
+        Ok(Self {
+            name: name.parse().map_err(|e| format!("{e}"))?,
+            version: version.map(str::parse).transpose().map_err(|e| format!("{e}"))?,
+        })
+    }
+}
+
+impl TryFrom<String> for ImageRef {
+    type Error = String;
+    fn try_from(s: String) -> Result<Self, String> {
+        s.parse()
+    }
+}
+
+impl From<ImageRef> for String {
+    fn from(image: ImageRef) -> Self {
+        image.to_string()
+    }
+}
+
+/// How a node boots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BootMethod {
+    /// Kernel and initrd over HTTP, root over iSCSI.
+    Iscsi,
+    /// The image's own boot loader over iSCSI.
+    San,
+    /// Root in memory.
+    Ram,
+    /// The next boot device.
+    Local,
+}
+
+impl BootMethod {
+    /// Whether it has a root volume.
+    pub fn has_root(self) -> bool {
+        matches!(self, Self::Iscsi | Self::San)
+    }
+}
+
+impl fmt::Display for BootMethod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Iscsi => "iscsi",
+            Self::San => "san",
+            Self::Ram => "ram",
+            Self::Local => "local",
+        })
+    }
+}
+
+impl FromStr for BootMethod {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "iscsi" => Ok(Self::Iscsi),
+            "san" => Ok(Self::San),
+            "ram" => Ok(Self::Ram),
+            "local" => Ok(Self::Local),
+            _ => Err("is not a boot method; these are: iscsi, san, ram, local".to_owned()),
+        }
+    }
+}
+
+impl From<BootMethod> for edge::BootMethod {
+    fn from(method: BootMethod) -> Self {
+        match method {
+            BootMethod::Iscsi => Self::Iscsi,
+            BootMethod::San => Self::San,
+            BootMethod::Ram => Self::Ram,
+            BootMethod::Local => Self::Local,
+        }
+    }
+}
+
+/// A root volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Root {
+    /// Kept across boots.
+    pub persistent: bool,
+    /// Size in MiB; 0 means the image's.
+    pub size_mib: u64,
+}
+
+/// How a member shows that it can serve.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Health {
+    /// Healthy once the agent runs.
+    None,
+    /// A TCP connection succeeds.
+    Tcp {
+        /// The port.
+        port: u16,
+        /// Milliseconds between checks.
+        interval_ms: u32,
+        /// Milliseconds until one check counts as failed.
+        timeout_ms: u32,
+    },
+    /// A GET answers 200..=299.
+    Http {
+        /// The port.
+        port: u16,
+        /// The path, with its slash.
+        path: String,
+        /// Milliseconds between checks.
+        interval_ms: u32,
+        /// Milliseconds until one check counts as failed.
+        timeout_ms: u32,
+    },
+}
+
+impl From<&Health> for common::HealthCheck {
+    fn from(health: &Health) -> Self {
+        use common::health_check::Kind;
+        match health {
+            Health::None => Self { kind: Kind::None.into(), ..Self::default() },
+            Health::Tcp { port, interval_ms, timeout_ms } => Self {
+                kind: Kind::Tcp.into(),
+                port: (*port).into(),
+                path: String::new(),
+                interval_ms: *interval_ms,
+                timeout_ms: *timeout_ms,
+            },
+            Health::Http { port, path, interval_ms, timeout_ms } => Self {
+                kind: Kind::Http.into(),
+                port: (*port).into(),
+                path: path.clone(),
+                interval_ms: *interval_ms,
+                timeout_ms: *timeout_ms,
+            },
+        }
+    }
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.pad("none"),
+            Self::Tcp { port, .. } => write!(f, "tcp:{port}"),
+            Self::Http { port, path, .. } => write!(f, "http:{port}{path}"),
+        }
+    }
+}
+
+/// A blueprint as applied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blueprint {
+    /// Its name.
+    pub name: BlueprintName,
+    /// What its nodes do.
+    pub role: RoleName,
+    /// System image.
+    pub image: ImageRef,
+    /// How they boot.
+    pub method: BootMethod,
+    /// Added to the kernel's command line; holds no secret.
+    pub kernel_args: String,
+    /// Root volume.
+    pub root: Root,
+    /// Data images, shared read-only, LUN 1 and up.
+    pub data: Vec<ImageRef>,
+    /// Health check.
+    pub health: Health,
+}
+
+/// What one member boots: its blueprint when it was made, with the versions it is pinned to. A
+/// later change of blueprint or image does not touch it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Boot {
+    /// Its role.
+    pub role: RoleName,
+    /// How it boots.
+    pub method: BootMethod,
+    /// Name of its image.
+    pub image: ImageName,
+    /// Version of its image.
+    pub version: ImageVersion,
+    /// Added to the kernel's command line.
+    pub kernel_args: String,
+    /// Root volume.
+    pub root: Root,
+    /// Versions of its data images.
+    pub data: Vec<ImageVersion>,
+    /// Health check.
+    pub health: Health,
+}

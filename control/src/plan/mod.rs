@@ -1,0 +1,5 @@
+//! Decisions as pure functions: no store, no driver, no clock.
+
+pub mod farm_diff;
+pub mod placement;
+pub mod scaling;
