@@ -1,1 +1,27 @@
-//! Under construction.
+//! The iSCSI target (RFC 7143): discovery and normal sessions, one connection each, error recovery
+//! level 0.
+//!
+//! [`Target::serve`] accepts connections on a segment; each is one task for its whole life: it
+//! reads and writes the socket, keeps the session's state and does the commands, so that a command
+//! that ends in the page cache is answered without a change of task. Only work that waits for the
+//! disk goes to other threads.
+//!
+//! `pdu`, `text`, `chap` and `params` are pure; `login` is a state machine without a socket;
+//! `session` is full feature phase; `registry` knows all sessions; `portal` has the sockets.
+
+mod chap;
+mod command;
+mod data_in;
+mod data_out;
+mod login;
+mod management;
+mod params;
+mod pdu;
+mod portal;
+mod refusals;
+mod registry;
+mod session;
+mod text;
+
+pub use portal::{Limits, Target};
+pub use registry::SessionInfo;

@@ -1,1 +1,79 @@
-//! Under construction.
+//! Blocks on disk: images that never change, and copy-on-write volumes over them. Knows neither
+//! SCSI nor the network.
+//!
+//! [`ImageStore`] reads what the image builder left. [`VolumeStore`] keeps the volumes; each is a
+//! [`layer`] (one file, its format described there) over at most one image.
+
+mod backing;
+#[cfg(test)]
+mod crash_tests;
+mod error;
+mod format;
+mod image;
+mod layer;
+mod log;
+mod map;
+mod store;
+
+pub use error::VolumeError;
+pub use image::{ImageDisk, ImageInfo, ImageStore};
+pub use store::{VolumeInfo, VolumeKind, VolumeSpec, VolumeStore};
+
+/// What the blocks of a range of a volume hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Length in bytes, from where was asked.
+    pub length: u64,
+    /// Whether blocks are kept for it; otherwise it reads as zeros.
+    pub provisioned: bool,
+}
+
+/// A block device: ranges in bytes, any alignment that is a multiple of 512.
+///
+/// Calls run in the caller's thread. Reads and writes usually end in the page cache; only where
+/// [`Volume::may_wait`] says so, and in `flush`, do they wait for the disk.
+pub trait Volume: Send + Sync + std::fmt::Debug {
+    /// Unique and stable over the volume's life, also across [`VolumeStore::reset`].
+    fn identity(&self) -> [u8; 16];
+
+    /// Length in bytes, a multiple of 4096.
+    fn size_bytes(&self) -> u64;
+
+    /// Whether the volume takes writes at all.
+    fn writable(&self) -> bool;
+
+    /// Fills `buffer` from `offset`.
+    ///
+    /// # Errors
+    /// Beyond the end, a disk error, or a poisoned volume.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), VolumeError>;
+
+    /// Writes `data` at `offset`. It survives the end of the process when this returns, and the
+    /// loss of power once a later `flush` has returned.
+    ///
+    /// # Errors
+    /// Beyond the end, read-only, a full or failing disk, or a poisoned volume.
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), VolumeError>;
+
+    /// Makes a range read as zeros, giving back whole blocks. Durable as `write_at` is.
+    ///
+    /// # Errors
+    /// As `write_at`.
+    fn discard(&self, offset: u64, length: u64) -> Result<(), VolumeError>;
+
+    /// Returns when everything written so far, data and map, is on disk. Waits for the disk.
+    ///
+    /// # Errors
+    /// The disk failed. What was written since the last flush is then unknown, and the volume
+    /// refuses everything from now on.
+    fn flush(&self) -> Result<(), VolumeError>;
+
+    /// Whether a write or discard of this range may wait for the disk.
+    fn may_wait(&self, offset: u64, length: u64) -> bool;
+
+    /// The longest range from `offset` on, up to `limit` bytes, that is alike.
+    ///
+    /// # Errors
+    /// Beyond the end.
+    fn extent(&self, offset: u64, limit: u64) -> Result<Extent, VolumeError>;
+}

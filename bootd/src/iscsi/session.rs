@@ -1,0 +1,480 @@
+//! Full feature phase: one task that reads PDUs, keeps their order, does them and answers.
+//!
+//! Many PDUs are taken from one read, many are answered with one write. What is to be sent waits
+//! in `out`; while it holds more than [`HIGH`] bytes nothing more is read or generated, so that an
+//! initiator that does not read costs bounded memory.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use croft_proto::SegmentName;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::data_in::Sending;
+use super::data_out::Task;
+use super::login::{LoggedIn, SessionKind};
+use super::params::{MAX_RECEIVE, Params};
+use super::pdu::{self, Header, NO_TAG, Parsed, Pdu, opcode, reject};
+use super::registry::Registry;
+use super::text::{self, Answer};
+use crate::scsi::{Sense, UnitView};
+use crate::zone::{Admission, ZoneTable};
+
+/// Commands that may be open at once.
+pub(super) const WINDOW: u32 = 128;
+/// Immediate commands that may be open besides.
+pub(super) const MAX_IMMEDIATE: u32 = 32;
+/// Bytes in `out` at which reading and generating pause.
+pub(super) const HIGH: usize = 512 << 10;
+/// Least room that is made for a read from the socket.
+const READ_ROOM: usize = 64 << 10;
+
+/// What a session needs to know of the world.
+#[derive(Debug)]
+pub(super) struct Surroundings {
+    pub zones: Arc<ZoneTable>,
+    pub registry: Arc<Registry>,
+    pub segment: SegmentName,
+    pub peer: IpAddr,
+    pub id: u64,
+    pub end: CancellationToken,
+    pub idle: Duration,
+}
+
+/// Why a session is over.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum End {
+    #[error("it was logged out")]
+    LoggedOut,
+    #[error("its grant was revoked, or a newer session took its place, or bootd stops")]
+    Ended,
+    #[error("the initiator closed the connection")]
+    Closed,
+    #[error("the initiator has been silent for too long")]
+    Silent,
+    #[error("the connection failed: {0}")]
+    Socket(#[from] io::Error),
+    #[error("the initiator broke the protocol: {0}")]
+    Protocol(&'static str),
+    #[error("a PDU cannot be read: {0}")]
+    Pdu(#[from] pdu::PduFault),
+}
+
+/// The end of work that another thread did: task tag, number of the task, result.
+pub(super) type JobEnd = (u32, u64, Result<(), Sense>);
+
+/// A command that came before its turn.
+type Held = (Header, Vec<u8>);
+
+/// A session and its connection.
+pub(super) struct Session {
+    stream: TcpStream,
+    input: BytesMut,
+    pub(super) out: BytesMut,
+    /// Bytes of `out` that are sent already.
+    sent: usize,
+    pub(super) kind: SessionKind,
+    pub(super) admission: Admission,
+    pub(super) params: Params,
+    pub(super) views: Vec<UnitView>,
+    pub(super) around: Surroundings,
+    zone: watch::Receiver<u64>,
+    stat_sn: u32,
+    pub(super) exp_cmd_sn: u32,
+    /// Numbered commands that are not answered yet.
+    pub(super) open: u32,
+    /// Immediate ones.
+    pub(super) open_immediate: u32,
+    held: HashMap<u32, Held>,
+    /// Commands that wait for data or for other threads, by task tag.
+    pub(super) tasks: HashMap<u32, Task>,
+    pub(super) next_task: u64,
+    /// Answers with data that wait for room in `out`.
+    pub(super) sending: VecDeque<Sending>,
+    /// Bytes promised to tasks that collect data.
+    pub(super) reserved: usize,
+    /// Tasks whose R2T waits for such bytes.
+    pub(super) starved: VecDeque<u32>,
+    pub(super) jobs: FuturesUnordered<BoxFuture<'static, JobEnd>>,
+    pub(super) next_tag: u32,
+    /// No PDU is taken any more; what is in `out` is still sent.
+    pub(super) closing: bool,
+    /// The ping was sent and nothing has come since.
+    pinged: bool,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("initiator", &self.admission.grant.initiator)
+            .field("tasks", &self.tasks.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// A session that has just logged in; `input` is what came after the login.
+    pub fn new(
+        stream: TcpStream,
+        login: LoggedIn,
+        views: Vec<UnitView>,
+        input: BytesMut,
+        around: Surroundings,
+    ) -> Self {
+        Self {
+            stream,
+            input,
+            out: BytesMut::new(),
+            sent: 0,
+            kind: login.kind,
+            admission: login.admission,
+            params: login.params,
+            views,
+            zone: around.zones.watch(),
+            around,
+            stat_sn: login.stat_sn,
+            exp_cmd_sn: login.cmd_sn,
+            open: 0,
+            open_immediate: 0,
+            held: HashMap::new(),
+            tasks: HashMap::new(),
+            next_task: 0,
+            sending: VecDeque::new(),
+            reserved: 0,
+            starved: VecDeque::new(),
+            jobs: FuturesUnordered::new(),
+            next_tag: 1,
+            closing: false,
+            pinged: false,
+        }
+    }
+
+    /// Serves the session until it ends.
+    pub async fn run(&mut self) -> End {
+        match self.serve().await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        }
+    }
+
+    /// Waits for work in other threads; afterwards nothing of this session touches a volume.
+    pub async fn quiesce(&mut self) {
+        while self.jobs.next().await.is_some() {}
+    }
+
+    async fn serve(&mut self) -> Result<std::convert::Infallible, End> {
+        // The table may have changed between the login and the subscription.
+        self.recheck()?;
+        let mut deadline = Instant::now() + self.around.idle;
+        loop {
+            self.progress()?;
+            self.try_send()?;
+            let waiting = self.out.len() - self.sent;
+            if waiting < HIGH && self.has_more() {
+                continue;
+            }
+            if self.closing && waiting == 0 && self.sending.is_empty() {
+                return Err(End::LoggedOut);
+            }
+            let take = waiting < HIGH && !self.closing;
+            let (mut reader, mut writer) = self.stream.split();
+            tokio::select! {
+                biased;
+                () = self.around.end.cancelled() => return Err(End::Ended),
+                written = writer.write(&self.out[self.sent..]), if waiting > 0 => {
+                    self.sent += written?;
+                }
+                read = reader.read_buf(&mut self.input), if take => {
+                    if read? == 0 {
+                        return Err(End::Closed);
+                    }
+                    deadline = Instant::now() + self.around.idle;
+                    self.pinged = false;
+                }
+                Some(end) = self.jobs.next(), if !self.jobs.is_empty() => self.job_ended(end),
+                changed = self.zone.changed() => {
+                    // The table lives as long as `around`.
+                    changed.map_err(|_| End::Ended)?;
+                    self.recheck()?;
+                }
+                () = tokio::time::sleep_until(deadline) => {
+                    if std::mem::replace(&mut self.pinged, true) {
+                        return Err(End::Silent);
+                    }
+                    self.ping();
+                    deadline = Instant::now() + self.around.idle / 2;
+                }
+            }
+        }
+    }
+
+    /// Sends what the socket takes now.
+    fn try_send(&mut self) -> Result<(), End> {
+        while self.sent < self.out.len() {
+            match self.stream.try_write(&self.out[self.sent..]) {
+                Ok(written) => self.sent += written,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.out.clear();
+        self.sent = 0;
+        Ok(())
+    }
+
+    /// Whether a pause because of [`HIGH`] left something to do.
+    fn has_more(&self) -> bool {
+        let whole = || {
+            let parsed = pdu::parse(&self.input, self.params.digests, MAX_RECEIVE);
+            !matches!(parsed, Ok(Parsed::Need(_)))
+        };
+        !self.sending.is_empty() || (!self.closing && whole())
+    }
+
+    /// Whether the session may go on, asked again whenever the zones have changed.
+    fn recheck(&mut self) -> Result<(), End> {
+        self.zone.mark_unchanged();
+        let around = &self.around;
+        if around.zones.still_allows(&self.admission, &around.segment, around.peer) {
+            Ok(())
+        } else {
+            Err(End::Ended)
+        }
+    }
+
+    /// Takes every whole PDU that has come, and fills `out`.
+    fn progress(&mut self) -> Result<(), End> {
+        let mut input = std::mem::take(&mut self.input);
+        let mut used = 0;
+        let mut need = READ_ROOM;
+        let result = loop {
+            if self.closing || self.out.len() - self.sent >= HIGH {
+                break Ok(());
+            }
+            match pdu::parse(&input[used..], self.params.digests, MAX_RECEIVE) {
+                Ok(Parsed::Whole(pdu, length)) => {
+                    used += length;
+                    if let Err(end) = self.take(&pdu) {
+                        break Err(end);
+                    }
+                }
+                Ok(Parsed::Need(total)) => {
+                    need = need.max(total);
+                    break Ok(());
+                }
+                Err(fault) => break Err(fault.into()),
+            }
+        };
+        input.advance(used);
+        input.reserve(need.saturating_sub(input.len()));
+        self.input = input;
+        self.send_data();
+        result
+    }
+
+    fn take(&mut self, pdu: &Pdu<'_>) -> Result<(), End> {
+        match pdu.header.opcode() {
+            opcode::DATA_OUT => self.data_out(&pdu.header, pdu.data),
+            // The answer to our ping, or a sign of life: it has no number of its own.
+            opcode::NOP_OUT if pdu.header.task_tag() == NO_TAG => Ok(()),
+            opcode::NOP_OUT
+            | opcode::SCSI_COMMAND
+            | opcode::TASK_MANAGEMENT
+            | opcode::TEXT
+            | opcode::LOGOUT => self.in_order(pdu),
+            opcode::LOGIN => Err(End::Protocol("a login within a session")),
+            _ => {
+                self.reject(&pdu.header, reject::NOT_SUPPORTED);
+                Ok(())
+            }
+        }
+    }
+
+    /// Command numbering (RFC 7143 section 4.2.2.1): what is outside the window is dropped without
+    /// a word, what is early waits for its turn.
+    fn in_order(&mut self, pdu: &Pdu<'_>) -> Result<(), End> {
+        if pdu.header.immediate() {
+            return self.dispatch(&pdu.header, pdu.data);
+        }
+        let number = pdu.header.u32(24);
+        let ahead = number.wrapping_sub(self.exp_cmd_sn);
+        if ahead >= WINDOW || number.wrapping_sub(self.max_cmd_sn()).cast_signed() > 0 {
+            return Ok(());
+        }
+        if ahead > 0 {
+            if pdu.data.len() <= self.params.first_burst {
+                self.held.insert(number, (pdu.header, pdu.data.to_vec()));
+            }
+            return Ok(());
+        }
+        self.exp_cmd_sn = self.exp_cmd_sn.wrapping_add(1);
+        self.dispatch(&pdu.header, pdu.data)?;
+        while let Some((header, data)) = self.held.remove(&self.exp_cmd_sn) {
+            self.exp_cmd_sn = self.exp_cmd_sn.wrapping_add(1);
+            self.dispatch(&header, &data)?;
+        }
+        Ok(())
+    }
+
+    fn dispatch(&mut self, header: &Header, data: &[u8]) -> Result<(), End> {
+        if self.closing {
+            return Ok(());
+        }
+        if self.zone.has_changed().unwrap_or(true) {
+            self.recheck()?;
+        }
+        match header.opcode() {
+            opcode::SCSI_COMMAND if self.kind == SessionKind::Normal => self.command(header, data),
+            opcode::TASK_MANAGEMENT if self.kind == SessionKind::Normal => self.manage(header),
+            // In place of an aborted command.
+            opcode::NOP_OUT if header.task_tag() == NO_TAG => {}
+            opcode::NOP_OUT => self.echo(header, data),
+            opcode::TEXT => self.text(header, data),
+            opcode::LOGOUT => self.logout(header),
+            _ => self.reject(header, reject::PROTOCOL_ERROR),
+        }
+        Ok(())
+    }
+
+    /// The highest command number that may come now. It never falls: a command that comes moves
+    /// both `exp_cmd_sn` and `open`.
+    fn max_cmd_sn(&self) -> u32 {
+        self.exp_cmd_sn.wrapping_add(WINDOW - 1).wrapping_sub(self.open.min(WINDOW))
+    }
+
+    /// Fills in the numbers of a PDU that we send; `counts` if it takes a status number.
+    pub(super) fn number(&mut self, header: &mut Header, counts: bool) {
+        header.set_u32(24, self.stat_sn);
+        header.set_u32(28, self.exp_cmd_sn);
+        header.set_u32(32, self.max_cmd_sn());
+        if counts {
+            self.stat_sn = self.stat_sn.wrapping_add(1);
+        }
+    }
+
+    /// Undoes [`Session::number`] and [`Session::closed`] of an answer that was not sent after all.
+    pub(super) fn take_back(&mut self, numbered: bool) {
+        self.stat_sn = self.stat_sn.wrapping_sub(1);
+        let open = if numbered { &mut self.open } else { &mut self.open_immediate };
+        *open += 1;
+    }
+
+    /// The number of a command that waits for its turn, by its task tag.
+    pub(super) fn held_number(&self, tag: u32) -> Option<u32> {
+        let mut held = self.held.iter();
+        held.find(|(_, (header, _))| header.task_tag() == tag).map(|(number, _)| *number)
+    }
+
+    /// Makes a command that waits for its turn do nothing when it comes.
+    pub(super) fn drop_held(&mut self, number: u32) {
+        if let Some((header, data)) = self.held.get_mut(&number) {
+            *header = Header::new(opcode::NOP_OUT);
+            header.set_u32(16, NO_TAG);
+            data.clear();
+        }
+    }
+
+    /// Appends a PDU to what is to be sent.
+    pub(super) fn put(&mut self, mut header: Header, data: &[u8]) {
+        pdu::put(&mut self.out, &mut header, self.params.digests, data);
+    }
+
+    /// Refuses a PDU that cannot be served.
+    pub(super) fn reject(&mut self, rejected: &Header, reason: u8) {
+        let mut header = Header::new(opcode::REJECT);
+        header.set_byte(2, reason).set_u32(16, NO_TAG);
+        self.number(&mut header, true);
+        self.put(header, &rejected.0);
+    }
+
+    fn ping(&mut self) {
+        let mut header = Header::new(opcode::NOP_IN);
+        header.set_u32(16, NO_TAG).set_u32(20, self.next_tag);
+        self.next_tag = next_tag(self.next_tag);
+        self.number(&mut header, false);
+        self.put(header, &[]);
+    }
+
+    fn echo(&mut self, request: &Header, data: &[u8]) {
+        let mut header = Header::new(opcode::NOP_IN);
+        header.set_u32(16, request.task_tag()).set_u32(20, NO_TAG);
+        header.0[8..16].copy_from_slice(&request.0[8..16]);
+        self.number(&mut header, true);
+        let length = data.len().min(self.params.max_send);
+        self.put(header, &data[..length]);
+    }
+
+    fn logout(&mut self, request: &Header) {
+        // Closing the session or its one connection are the same; there is no recovery.
+        let known = matches!(request.0[1] & 0x7f, 0 | 1);
+        let mut header = Header::new(opcode::LOGOUT_RESPONSE);
+        header.set_u32(16, request.task_tag()).set_byte(2, if known { 0 } else { 2 });
+        self.number(&mut header, true);
+        self.put(header, &[]);
+        if known {
+            self.abort_all();
+            self.closing = true;
+        }
+    }
+
+    /// A text request: SendTargets, or a new segment length (RFC 7143 section 11.10).
+    fn text(&mut self, request: &Header, data: &[u8]) {
+        let whole = request.is_final() && request.0[1] & 0x40 == 0;
+        let pairs = text::parse(data);
+        let (true, Ok(pairs)) = (whole, pairs) else {
+            return self.reject(request, reject::INVALID_FIELD);
+        };
+        let mut answer = Answer::default();
+        for (key, value) in pairs {
+            match key {
+                "SendTargets" => self.send_targets(value, &mut answer),
+                "MaxRecvDataSegmentLength" => {
+                    if self.params.negotiate(key, value, &mut answer).is_err() {
+                        answer.push(key, "Reject");
+                    }
+                }
+                _ => answer.push(key, "NotUnderstood"),
+            }
+        }
+        let mut header = Header::new(opcode::TEXT_RESPONSE);
+        header.set_u32(16, request.task_tag()).set_u32(20, NO_TAG);
+        header.0[8..16].copy_from_slice(&request.0[8..16]);
+        self.number(&mut header, true);
+        self.put(header, &answer.into_bytes());
+    }
+
+    /// The initiator's own target and nothing else.
+    fn send_targets(&self, which: &str, answer: &mut Answer) {
+        let target = &self.admission.grant.target;
+        let asked = match which {
+            "All" => true,
+            "" => self.kind == SessionKind::Normal,
+            name => name == target.as_str(),
+        };
+        let Ok(address) = self.stream.local_addr() else { return };
+        if asked {
+            let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+            answer.push("TargetName", target);
+            answer.push("TargetAddress", format!("{address},1"));
+        }
+    }
+}
+
+/// The next tag of ours; [`NO_TAG`] is none.
+pub(super) fn next_tag(tag: u32) -> u32 {
+    match tag.wrapping_add(1) {
+        NO_TAG => 1,
+        next => next,
+    }
+}

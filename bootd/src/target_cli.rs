@@ -1,0 +1,111 @@
+//! `croft-bootd target`: one fresh volume as an iSCSI target without zones or authentication, for
+//! conformance runs and measurements. Not for networks that others can reach.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use croft_proto::{ImageName, Iqn, SegmentName};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::events::Events;
+use crate::iscsi::{Limits, Target};
+use crate::volume::{ImageStore, VolumeError, VolumeKind, VolumeSpec, VolumeStore};
+use crate::zone::{Access, OpenExport, Unit, ZoneTable};
+
+/// What to export.
+#[derive(Debug, Clone, clap::Args)]
+pub struct TargetArgs {
+    /// Directory of the volume store.
+    #[arg(long)]
+    pub store: PathBuf,
+    /// Directory of the image store, for --image.
+    #[arg(long, requires = "image")]
+    pub image_dir: Option<PathBuf>,
+    /// Name of an image to clone; without it the volume is empty.
+    #[arg(long, requires = "image_dir")]
+    pub image: Option<ImageName>,
+    /// Size of the volume in MiB; 0 for the image's.
+    #[arg(long, default_value_t = 1024)]
+    pub size_mib: u64,
+    /// Keep the volume of the last run instead of making a fresh one.
+    #[arg(long)]
+    pub keep: bool,
+    /// Serve it write-protected.
+    #[arg(long)]
+    pub read_only: bool,
+    /// Address and port to listen on.
+    #[arg(long, default_value = "127.0.0.1:3260")]
+    pub listen: SocketAddr,
+    /// The target's name.
+    #[arg(long, default_value = "iqn.2026-11.internal.croft:test")]
+    pub target: String,
+}
+
+/// Why the target could not be served.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// The target's name is not an iSCSI name.
+    #[error("--target")]
+    Name(#[from] croft_proto::InvalidIqn),
+    /// The volume could not be made.
+    #[error("preparing the volume")]
+    Volume(#[from] VolumeError),
+    /// The image store has no such image.
+    #[error("image {0} is not in the image store: build it or name another")]
+    NoImage(ImageName),
+    /// The address could not be listened on.
+    #[error("listening on {address}: choose another address or stop who has it")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Makes the volume and serves it until cancelled.
+///
+/// # Errors
+/// The store, the image or the address cannot be used.
+pub async fn run(args: TargetArgs, cancel: CancellationToken) -> Result<(), TargetError> {
+    let target: Iqn = args.target.parse()?;
+    let images = Arc::new(ImageStore::open(args.image_dir.clone().unwrap_or_default()));
+    let image = match &args.image {
+        Some(name) => {
+            Some(images.current(name)?.ok_or_else(|| TargetError::NoImage(name.clone()))?)
+        }
+        None => None,
+    };
+    let volumes = Arc::new(VolumeStore::open(&args.store, images)?);
+    let id = "export".parse().expect("a valid name");
+    if !args.keep {
+        volumes.delete(&id)?;
+    }
+    let kind = if image.is_some() { VolumeKind::Root } else { VolumeKind::Plain };
+    let size_bytes = args.size_mib << 20;
+    volumes.ensure(&VolumeSpec { id: id.clone(), kind, image, size_bytes })?;
+    let access = if args.read_only { Access::ReadOnly } else { Access::ReadWrite };
+    let units = vec![Unit { lun: 0, volume: id, access }];
+    let zones = Arc::new(ZoneTable::open(OpenExport { target: target.clone(), units }));
+    let (events, mut notices) = Events::channel(64);
+    // Measurements open many connections from one address.
+    let limits = Limits { per_segment: 4096, per_peer: 4096, ..Limits::default() };
+    let server = Target::with_limits(zones, volumes, events, limits);
+    let listen = |source| TargetError::Listen { address: args.listen, source };
+    let listener = TcpListener::bind(args.listen).await.map_err(listen)?;
+    let address = listener.local_addr().map_err(listen)?;
+    tracing::info!(%address, %target, "serving");
+    println!("serving iscsi://{address}/{target}/0");
+    let segment: SegmentName = "local".parse().expect("a valid name");
+    let serve = server.serve(listener, segment, cancel);
+    tokio::pin!(serve);
+    loop {
+        tokio::select! {
+            () = &mut serve => return Ok(()),
+            Some(notice) = notices.recv() => tracing::info!(kind = notice.kind, "{}", notice.text),
+        }
+    }
+}
