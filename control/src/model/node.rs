@@ -35,6 +35,7 @@ pub enum NodeState {
 
 impl NodeState {
     /// Every state, in the order of a life.
+    #[cfg(test)]
     pub const ALL: [Self; 11] = [
         Self::Discovered,
         Self::Idle,

@@ -1,0 +1,262 @@
+//! kill -9 of control after every stored step of claim, replace and release, against fakes behind
+//! the real protocols: the same end state, every time.
+//!
+//! Every transition is stored together with an event, so the store itself says when the k-th one
+//! has happened; the program needs no hooks for this.
+
+mod fakes;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use fakes::control::Control;
+use fakes::{Rack, eventually};
+use rusqlite::{Connection, OpenFlags};
+
+const BLUEPRINTS: &str = include_str!("../../images/examples/blueprints.toml");
+
+const FARM: &str = "
+[farm]
+name = 'shop'
+organization = 'acme'
+[[tier]]
+name = 'lb'
+blueprint = 'load-balancer'
+min = 1
+max = 1
+expose = [{ port = 80, tier = 'web', backend_port = 80 }]
+[[tier]]
+name = 'web'
+blueprint = 'web-server'
+min = 1
+max = 2
+";
+
+const POLICY: &str = "[policy]\nquarantine_s = 0\nbootd_settle_s = 0\n[deadlines]\nsoft_power_off = 5\n";
+
+/// Members of the farm.
+const MEMBERS: u32 = 2;
+
+/// More steps than any of the three ways has.
+const MOST: u64 = 60;
+
+/// The store, read beside the running program.
+struct Spy {
+    connection: Connection,
+}
+
+impl Spy {
+    fn new(dir: &Path) -> Self {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
+        let connection = Connection::open_with_flags(dir.join("control.db"), flags).expect("opens");
+        connection.busy_timeout(Duration::from_secs(5)).expect("set");
+        Self { connection }
+    }
+
+    /// Number of the newest stored event.
+    fn newest(&self) -> u64 {
+        let key: Option<String> = self
+            .connection
+            .query_row("SELECT max(key) FROM kv WHERE key GLOB 'event/*'", [], |row| row.get(0))
+            .expect("read");
+        key.map_or(0, |key| key["event/".len()..].parse().expect("a number"))
+    }
+}
+
+/// How far a way was followed before the program was killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reached {
+    /// The k-th event was stored.
+    Step,
+    /// The end came first: there is no k-th event.
+    End,
+}
+
+/// Watches until the k-th event after `start` is stored or the way has ended.
+async fn follow<F>(spy: &Spy, start: u64, k: u64, mut is_over: impl FnMut() -> F) -> Reached
+where
+    F: Future<Output = bool>,
+{
+    let end = Instant::now() + Duration::from_secs(60);
+    let mut looked = Instant::now();
+    loop {
+        if spy.newest() >= start + k {
+            return Reached::Step;
+        }
+        if looked.elapsed() > Duration::from_millis(200) {
+            // Once more after the end: its events may have come in between.
+            if is_over().await {
+                return if spy.newest() >= start + k { Reached::Step } else { Reached::End };
+            }
+            looked = Instant::now();
+        }
+        assert!(Instant::now() < end, "step {k} neither came nor did the way end");
+        tokio::time::sleep(Duration::from_micros(300)).await;
+    }
+}
+
+async fn is_ready(control: &Control) -> bool {
+    let Ok(farm) = control.farm("shop").await else { return false };
+    farm.state == "ready"
+        && farm.tiers.iter().map(|tier| tier.in_service).sum::<u32>() == MEMBERS
+}
+
+async fn is_gone(control: &Control) -> bool {
+    control.farm("shop").await.is_err()
+        && control.nodes().await.iter().all(|node| node.state == "Idle")
+}
+
+/// What must be the same whenever control was killed; which node serves whom may differ.
+async fn served(rack: &Rack, control: &Control) -> BTreeMap<String, (String, String, Vec<u32>)> {
+    let farm = control.farm("shop").await.expect("there");
+    let nodes = control.nodes().await;
+    let state = rack.state.lock();
+    assert_eq!(state.desired.as_ref().map(|d| d.assignments.len()), Some(MEMBERS as usize));
+    farm.tiers
+        .iter()
+        .flat_map(|tier| &tier.members)
+        .map(|member| {
+            let node = nodes.iter().find(|node| node.member == member.name).expect("served");
+            assert_eq!(node.name, member.node);
+            assert!(state.is_attached(&node.name), "{node:?}");
+            let tag = |nic: usize| state.tag(&format!("{}p{nic}", node.name)).unwrap_or(0).into();
+            let entry = (member.address.clone(), member.state.clone(), vec![tag(0), tag(1)]);
+            (member.name.clone(), entry)
+        })
+        .collect()
+}
+
+fn boots(rack: &Rack) -> u32 {
+    rack.state.lock().machines.values().map(|machine| machine.boots).sum()
+}
+
+async fn start(nodes: usize) -> (Rack, Control, Spy) {
+    let rack = Rack::start(nodes).await;
+    let control = Control::start(rack.path()).await;
+    control.apply_grid(&rack.grid(POLICY)).await.expect("applied");
+    control.apply_blueprints(BLUEPRINTS).await.expect("applied");
+    let spy = Spy::new(rack.path());
+    (rack, control, spy)
+}
+
+async fn restart(rack: &Rack, control: Control) -> Control {
+    control.kill().await;
+    Control::start(rack.path()).await
+}
+
+/// Deletes the farm and waits until all is idle.
+async fn clear(rack: &Rack, control: &Control) {
+    control.delete_farm("shop").await.expect("marked");
+    control.gone("shop").await;
+    rack.assert_all_idle();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_after_every_step_of_a_claim() {
+    let (rack, mut control, spy) = start(3).await;
+    control.apply_farm(FARM).await.expect("applied");
+    control.ready("shop", MEMBERS).await;
+    let expected = served(&rack, &control).await;
+    clear(&rack, &control).await;
+    for k in 1..MOST {
+        let (start, before) = (spy.newest(), boots(&rack));
+        control.apply_farm(FARM).await.expect("applied");
+        let reached = follow(&spy, start, k, || is_ready(&control)).await;
+        control = restart(&rack, control).await;
+        control.ready("shop", MEMBERS).await;
+        assert_eq!(served(&rack, &control).await, expected, "killed after step {k}");
+        assert_eq!(boots(&rack) - before, MEMBERS, "killed after step {k}");
+        clear(&rack, &control).await;
+        rack.assert_sound();
+        if reached == Reached::End {
+            // Applied, two sizes, two members, and five states for each.
+            assert!(k > 14, "a claim has only {k} steps");
+            return;
+        }
+    }
+    panic!("a claim has no end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_after_every_step_of_a_release() {
+    let (rack, mut control, spy) = start(3).await;
+    for k in 1..MOST {
+        control.apply_farm(FARM).await.expect("applied");
+        control.ready("shop", MEMBERS).await;
+        let start = spy.newest();
+        control.delete_farm("shop").await.expect("marked");
+        let reached = follow(&spy, start, k, || is_gone(&control)).await;
+        control = restart(&rack, control).await;
+        control.gone("shop").await;
+        rack.assert_all_idle();
+        rack.assert_sound();
+        if reached == Reached::End {
+            // Marked, four states for each, two members gone, and the farm gone.
+            assert!(k > 10, "a release has only {k} steps");
+            return;
+        }
+    }
+    panic!("a release has no end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_after_every_step_of_a_replacement() {
+    let (rack, mut control, spy) = start(4).await;
+    control.apply_farm(FARM).await.expect("applied");
+    control.ready("shop", MEMBERS).await;
+    let expected = served(&rack, &control).await;
+    for k in 1..MOST {
+        let (start, before) = (spy.newest(), boots(&rack));
+        let nodes = control.nodes().await;
+        let victim = nodes.iter().find(|n| n.member == "shop/web/1").expect("served").name.clone();
+        rack.state.lock().power_off(&victim);
+        let is_over = || async {
+            let nodes = control.nodes().await;
+            let serves = |n: &croft_proto::api::Node| n.member == "shop/web/1" && n.name != victim;
+            is_ready(&control).await
+                && nodes.iter().any(serves)
+                && nodes.iter().all(|n| n.state == "Idle" || n.state == "InService")
+        };
+        let reached = follow(&spy, start, k, is_over).await;
+        control = restart(&rack, control).await;
+        eventually("the member is served by another node", Duration::from_secs(60), || async {
+            let nodes = control.nodes().await;
+            let settled = nodes.iter().all(|n| n.state == "Idle" || n.state == "InService");
+            let is_victim = |n: &&croft_proto::api::Node| n.name == victim;
+            let idle = nodes.iter().find(is_victim).is_some_and(|n| n.state == "Idle");
+            if settled && idle && is_ready(&control).await { Ok(()) } else { Err(format!("{nodes:?}")) }
+        })
+        .await;
+        assert_eq!(served(&rack, &control).await, expected, "killed after step {k}");
+        assert_eq!(boots(&rack) - before, 1, "killed after step {k}");
+        rack.assert_sound();
+        if reached == Reached::End {
+            // Quarantined, fenced, rest, and five states of the successor.
+            assert!(k > 8, "a replacement has only {k} steps");
+            return;
+        }
+    }
+    panic!("a replacement has no end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_again_and_again_it_still_arrives() {
+    let (rack, mut control, spy) = start(3).await;
+    control.apply_farm(FARM).await.expect("applied");
+    let mut kills = 0;
+    loop {
+        let start = spy.newest();
+        if follow(&spy, start, 1, || is_ready(&control)).await == Reached::End {
+            break;
+        }
+        control = restart(&rack, control).await;
+        kills += 1;
+        assert!(kills < MOST, "it never arrives");
+    }
+    assert!(kills > 1, "it was never killed");
+    control.ready("shop", MEMBERS).await;
+    assert_eq!(boots(&rack), MEMBERS);
+    clear(&rack, &control).await;
+    rack.assert_sound();
+}

@@ -1,0 +1,289 @@
+//! The life of a farm against fakes behind the real protocols, with the real program.
+
+mod fakes;
+
+use std::time::{Duration, Instant};
+
+use fakes::control::{Control, with_token};
+use fakes::{EXTERNAL_VLAN, Rack, eventually};
+use tonic::Code;
+
+const BLUEPRINTS: &str = include_str!("../../images/examples/blueprints.toml");
+const SHOP: &str = include_str!("../../images/examples/shop.toml");
+const BANK: &str = include_str!("../../images/examples/bank.toml");
+
+/// Policy for tests: failures count at once.
+const POLICY: &str = "[policy]\nquarantine_s = 1\nagent_silence_s = 3\nbootd_settle_s = 0\n\
+                      [deadlines]\nbooting = 3\nsoft_power_off = 2\npowering_off = 5\nfencing = 2\n";
+
+/// The shop with short windows.
+fn quick_shop() -> String {
+    SHOP.replace("window_s = 8", "window_s = 2").replace("shrink_window_s = 20", "shrink_window_s = 3")
+}
+
+async fn start(nodes: usize) -> (Rack, Control) {
+    let rack = Rack::start(nodes).await;
+    let control = Control::start(rack.path()).await;
+    assert!(control.apply_grid(&rack.grid(POLICY)).await.expect("applied").changed);
+    assert!(control.apply_blueprints(BLUEPRINTS).await.expect("applied").changed);
+    (rack, control)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_farm_boots_grows_shrinks_and_goes() {
+    let (rack, control) = start(6).await;
+    control.apply_farm(&quick_shop()).await.expect("applied");
+    control.ready("shop", 3).await;
+
+    let farm = control.farm("shop").await.expect("there");
+    assert_eq!(farm.exposed, ["203.0.113.10:80"]);
+    assert_eq!((farm.vlan, farm.subnet.as_str()), (100, "10.20.0.0/24"));
+    let nodes = control.nodes().await;
+    for node in nodes.iter().filter(|node| node.state == "InService") {
+        let tags: Vec<_> = node.ports.iter().map(|port| port.vlan).collect();
+        let outside = if node.role == "load-balancer" { EXTERNAL_VLAN } else { fakes::DEAD_VLAN };
+        assert_eq!(tags, [100, outside.into()], "{node:?}");
+        assert_eq!((node.power.as_str(), node.health.as_str()), ("on", "healthy"));
+    }
+
+    // Two servers at 0.6 exceed the target of 0.4; three at 0.4 satisfy it.
+    rack.state.lock().work.insert("shop/web".to_owned(), 1.2);
+    control.ready("shop", 4).await;
+    let decisions = control.explain("shop", "web").await;
+    let growth = decisions.iter().find(|d| d.action == "grow" && d.from == 2).expect("grew");
+    assert_eq!((growth.to, growth.rule.as_str(), growth.metric.as_str()), (3, "target", "cpu"));
+    assert_eq!(growth.inputs.len(), 2);
+    assert!(growth.inputs.iter().all(|i| i.samples > 0 && (i.cpu - 0.6).abs() < 0.05));
+    assert!(decisions.iter().any(|d| d.rule == "min" && d.from == 0 && d.to == 2));
+
+    // The load stops; whoever leaves holds a connection for a while and is waited for.
+    rack.state.lock().work.clear();
+    rack.state.lock().connections.insert("shop/web/3".to_owned(), 1);
+    eventually("a member drains", Duration::from_secs(30), || async {
+        let draining = control.nodes().await.into_iter().find(|n| n.state == "Draining");
+        draining.map(|_| ()).ok_or("nobody".to_owned())
+    })
+    .await;
+    rack.state.lock().connections.clear();
+    control.ready("shop", 3).await;
+    let decisions = control.explain("shop", "web").await;
+    assert!(decisions.iter().any(|d| d.action == "shrink" && (d.from, d.to) == (3, 2)));
+
+    // Another organization gets its own segment.
+    control.apply_farm(BANK).await.expect("applied");
+    control.ready("bank", 1).await;
+    assert_eq!(control.farm("bank").await.expect("there").vlan, 101);
+
+    control.delete_farm("shop").await.expect("marked");
+    control.delete_farm("bank").await.expect("marked");
+    control.gone("shop").await;
+    control.gone("bank").await;
+    rack.assert_all_idle();
+    rack.assert_sound();
+    assert!(control.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_is_fenced_and_replaced() {
+    let (rack, control) = start(6).await;
+    control.apply_farm(SHOP).await.expect("applied");
+    control.ready("shop", 3).await;
+    let serving = |nodes: &[croft_proto::api::Node], member: &str| {
+        nodes.iter().find(|n| n.member == member).map(|n| n.name.clone())
+    };
+
+    // Power lost: seen by the BMC, replaced within moments.
+    let victim = serving(&control.nodes().await, "shop/web/1").expect("served");
+    let address = control.farm("shop").await.expect("there").tiers[1].members[0].address.clone();
+    let cut = Instant::now();
+    rack.state.lock().power_off(&victim);
+    eventually("another node serves shop/web/1", Duration::from_secs(20), || async {
+        let farm = control.farm("shop").await.map_err(|e| e.to_string())?;
+        let member = &farm.tiers[1].members[0];
+        let moved = member.node != victim && member.state == "InService";
+        if moved { Ok(()) } else { Err(format!("{member:?}")) }
+    })
+    .await;
+    assert!(cut.elapsed() < Duration::from_secs(10));
+    assert_eq!(control.farm("shop").await.expect("there").tiers[1].members[0].address, address);
+
+    // Silence with the power on: fenced before it is replaced.
+    let mute = serving(&control.nodes().await, "shop/web/2").expect("served");
+    rack.state.lock().machines.get_mut(&mute).expect("there").silent_since = Some(Instant::now());
+    eventually("another node serves shop/web/2", Duration::from_secs(30), || async {
+        let farm = control.farm("shop").await.map_err(|e| e.to_string())?;
+        let member = &farm.tiers[1].members[1];
+        let moved = member.node != mute && member.state == "InService";
+        if moved { Ok(()) } else { Err(format!("{member:?}")) }
+    })
+    .await;
+    rack.state.lock().machines.get_mut(&mute).expect("there").silent_since = None;
+
+    // A node that never boots is quarantined at its deadline, and another one tried.
+    let lame: Vec<_> = control.nodes().await.into_iter().filter(|n| n.state == "Idle").collect();
+    for node in &lame {
+        rack.state.lock().machines.get_mut(&node.name).expect("there").never_boots = true;
+    }
+    let victim = serving(&control.nodes().await, "shop/web/1").expect("served");
+    rack.state.lock().power_off(&victim);
+    eventually("a node fails to boot", Duration::from_secs(30), || async {
+        let events = control.events(0).await;
+        let found = events.iter().any(|e| e.text.contains("Booting took longer than 3 s"));
+        if found { Ok(()) } else { Err("no event".to_owned()) }
+    })
+    .await;
+    for machine in rack.state.lock().machines.values_mut() {
+        machine.never_boots = false;
+    }
+    control.ready("shop", 3).await;
+    control.delete_farm("shop").await.expect("marked");
+    control.gone("shop").await;
+    rack.assert_all_idle();
+    rack.assert_sound();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_nobody_can_reach_keeps_its_address() {
+    let (rack, control) = start(4).await;
+    control.apply_farm(BANK).await.expect("applied");
+    control.ready("bank", 1).await;
+    let before = control.farm("bank").await.expect("there").tiers[0].members[0].clone();
+    {
+        let mut state = rack.state.lock();
+        let machine = state.machines.get_mut(&before.node).expect("there");
+        machine.silent_since = Some(Instant::now());
+        machine.bmc_dead = true;
+        state.switch_dead = true;
+    }
+    eventually("the alarm", Duration::from_secs(30), || async {
+        let events = control.events(0).await;
+        let alarm = events.iter().any(|e| e.kind == "fence-alarm" && e.node == before.node);
+        if alarm { Ok(()) } else { Err("no alarm".to_owned()) }
+    })
+    .await;
+    rack.state.lock().switch_dead = false;
+    // The switch is back: ports nowhere and zone revoked are fence enough for the member.
+    control.ready("bank", 1).await;
+    let after = control.farm("bank").await.expect("there").tiers[0].members[0].clone();
+    assert_ne!(after.node, before.node);
+    assert_ne!(after.address, before.address, "the address was given away before the fence");
+    let nodes = control.nodes().await;
+    let lost = nodes.iter().find(|n| n.name == before.node).expect("there");
+    assert_eq!(lost.state, "Quarantined");
+    assert!(lost.ports.iter().all(|port| port.vlan == u32::from(fakes::DEAD_VLAN)), "{lost:?}");
+
+    // The BMC is back: it is fenced on all sides and rests.
+    rack.state.lock().machines.get_mut(&before.node).expect("there").bmc_dead = false;
+    control.delete_farm("bank").await.expect("marked");
+    control.gone("bank").await;
+    rack.assert_all_idle();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_input_is_refused_whole_and_the_same_input_changes_nothing() {
+    let (rack, control) = start(2).await;
+    let grid = rack.grid(POLICY);
+    assert!(!control.apply_grid(&grid).await.expect("applied").changed);
+    assert!(!control.apply_blueprints(BLUEPRINTS).await.expect("applied").changed);
+
+    let twice = grid.replace("port = \"n2p0\"", "port = \"n1p0\"").replace("quarantine_s", "quarantine");
+    let refused = control.apply_grid(&twice).await.expect_err("accepted");
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    let lines: Vec<_> = refused.message().lines().collect();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines.iter().all(|line| line.starts_with("grid.toml: line ")), "{lines:?}");
+    assert!(!control.apply_grid(&grid).await.expect("applied").changed);
+
+    let large = control.apply_farm(SHOP).await.expect_err("accepted");
+    assert_eq!(large.code(), Code::FailedPrecondition);
+    for number in ["at least 3 nodes", "lb 1, web 2", "has 2", "2 are left"] {
+        assert!(large.message().contains(number), "{number}: {}", large.message());
+    }
+    let unknown = control.apply_farm(&BANK.replace("web-server", "nothing")).await;
+    assert_eq!(unknown.expect_err("accepted").code(), Code::InvalidArgument);
+
+    control.apply_farm(BANK).await.expect("applied");
+    control.ready("bank", 1).await;
+    assert!(!control.apply_farm(BANK).await.expect("applied").changed);
+    let moved = BANK.replace("first-bank", "second-bank");
+    assert_eq!(control.apply_farm(&moved).await.expect_err("moved").code(), Code::FailedPrecondition);
+    let vlans = grid.replace("100-103", "200-203");
+    let refused = control.apply_grid(&vlans).await.expect_err("accepted");
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tenants_see_their_own_farms_only() {
+    let (rack, control) = start(4).await;
+    control.apply_farm(BANK).await.expect("applied");
+    control.ready("bank", 1).await;
+    let token = |organization: &str| {
+        let out = rack.path().join(format!("{organization}.toml"));
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_croft-control"))
+            .args(["token", "--role", "tenant", "--organization", organization, "--dir"])
+            .arg(rack.path())
+            .arg("--out")
+            .arg(&out)
+            .output()
+            .expect("runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let profile = std::fs::read_to_string(out).expect("profile");
+        profile.split("token = \"").nth(1).and_then(|t| t.split('"').next()).expect("token").to_owned()
+    };
+    let (bank, acme) = (token("first-bank"), token("acme"));
+    let mut api = control.api().await.expect("connects");
+    let get = || croft_proto::api::GetFarmRequest { name: "bank".to_owned() };
+    assert!(api.get_farm(with_token(get(), &bank)).await.is_ok());
+    let hidden = api.get_farm(with_token(get(), &acme)).await.expect_err("seen");
+    assert_eq!(hidden.code(), Code::NotFound);
+    assert_eq!(api.delete_farm(with_token(get(), &acme)).await.expect_err("deleted").code(), Code::NotFound);
+    let farm = |text: &str| croft_proto::api::ApplyTextRequest { text: text.to_owned(), file: String::new() };
+    let foreign = api.apply_farm(with_token(farm(BANK), &acme)).await.expect_err("applied");
+    assert_eq!(foreign.code(), Code::PermissionDenied);
+    let grid = api.apply_grid(with_token(farm(""), &bank)).await.expect_err("applied");
+    assert_eq!(grid.code(), Code::PermissionDenied);
+    let nodes = |token: &str| with_token(croft_proto::api::ListNodesRequest {}, token);
+    assert_eq!(api.list_nodes(nodes(&bank)).await.expect("listed").into_inner().nodes.len(), 1);
+    assert!(api.list_nodes(nodes(&acme)).await.expect("listed").into_inner().nodes.is_empty());
+    let nobody = api.list_nodes(tonic::Request::new(croft_proto::api::ListNodesRequest {})).await;
+    assert_eq!(nobody.expect_err("listed").code(), Code::Unauthenticated);
+    let forged = api.list_nodes(nodes("0123456789abcdef.00")).await;
+    assert_eq!(forged.expect_err("listed").code(), Code::Unauthenticated);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_boot_servers_events_become_ours_once() {
+    let (rack, control) = start(2).await;
+    let event = |sequence, kind: &str| croft_proto::edge::Event {
+        sequence,
+        at_ms: 0,
+        kind: kind.to_owned(),
+        node: "n1".to_owned(),
+        segment: "idle".to_owned(),
+        farm: String::new(),
+        text: format!("{kind} {sequence}"),
+    };
+    rack.state.lock().events.extend([event(1, "unknown-node"), event(2, "login-refused")]);
+    let merged = || async {
+        let events = control.events(0).await;
+        events.into_iter().filter(|e| e.text.ends_with(" 1") || e.text.ends_with(" 2")).collect::<Vec<_>>()
+    };
+    eventually("both are there", Duration::from_secs(20), || async {
+        let merged = merged().await;
+        if merged.len() == 2 { Ok(()) } else { Err(format!("{merged:?}")) }
+    })
+    .await;
+    assert_eq!(merged().await[0].kind, "unknown-node");
+    control.kill().await;
+    let control = Control::start(rack.path()).await;
+    rack.state.lock().events.push(event(3, "attached"));
+    eventually("the third is there", Duration::from_secs(20), || async {
+        let events = control.events(0).await;
+        let kinds: Vec<_> = events.iter().filter(|e| e.node == "n1" && e.text.contains(' ')).collect();
+        let third = kinds.iter().filter(|e| e.kind == "attached").count();
+        let first = kinds.iter().filter(|e| e.kind == "unknown-node").count();
+        if (first, third) == (1, 1) { Ok(()) } else { Err(format!("{kinds:?}")) }
+    })
+    .await;
+    assert_eq!(control.nodes().await.len(), 2);
+}
