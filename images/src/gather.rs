@@ -19,6 +19,9 @@ const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "usr/lib"];
 /// Where the list of modules lies in a tree: absolute paths in load order, one a line.
 pub const MODULE_LIST: &str = "etc/croft/modules";
 
+/// The same for modules that can wait until the role runs.
+pub const LATER_MODULE_LIST: &str = "etc/croft/modules.later";
+
 /// A gathered tree, and where its packages are unpacked.
 #[derive(Debug)]
 pub struct Gathered {
@@ -141,16 +144,21 @@ fn resolve(above: &str, target: &str) -> String {
 }
 
 fn add_modules(recipe: &Recipe, roots: &[PathBuf], tree: &mut Tree) -> Result<(), Error> {
-    let wanted = &recipe.contents.modules;
-    if wanted.is_empty() {
-        return Ok(());
+    let modules = Modules::find(roots)?;
+    let contents = &recipe.contents;
+    for (list, wanted) in
+        [(MODULE_LIST, &contents.modules), (LATER_MODULE_LIST, &contents.modules_later)]
+    {
+        let mut lines = String::new();
+        for (path, host) in modules.in_load_order(recipe.name.as_str(), wanted)? {
+            lines.push_str(&format!("/{path}\n"));
+            tree.insert(&path, Entry::File(0o644, Content::Host(host)))?;
+        }
+        if !wanted.is_empty() {
+            tree.insert(list, Entry::File(0o644, Content::Bytes(lines.into_bytes())))?;
+        }
     }
-    let mut list = String::new();
-    for (path, host) in Modules::find(roots)?.in_load_order(recipe.name.as_str(), wanted)? {
-        list.push_str(&format!("/{path}\n"));
-        tree.insert(&path, Entry::File(0o644, Content::Host(host)))?;
-    }
-    tree.insert(MODULE_LIST, Entry::File(0o644, Content::Bytes(list.into_bytes())))
+    Ok(())
 }
 
 /// Links every command of a kept busybox to it, unless a package has that command.

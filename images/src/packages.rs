@@ -4,6 +4,7 @@
 //! fetched with `apt-get download`, which any user may run, kept in a cache directory under its
 //! version, and checked against the SHA-256 of the lists each time it is used.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -107,6 +108,8 @@ pub fn closure(
 #[derive(Debug)]
 pub struct Cache {
     directory: PathBuf,
+    /// What apt said already: each question costs it most of a second.
+    known: RefCell<BTreeMap<String, Package>>,
 }
 
 impl Cache {
@@ -117,7 +120,7 @@ impl Cache {
     pub fn open(directory: &Path) -> Result<Self, Error> {
         fs::create_dir_all(directory).map_err(Error::write(directory))?;
         let directory = directory.canonicalize().map_err(Error::read(directory))?;
-        Ok(Self { directory })
+        Ok(Self { directory, known: RefCell::default() })
     }
 
     /// The packages that a recipe needs; see [`closure`].
@@ -131,14 +134,22 @@ impl Cache {
         without: &BTreeSet<String>,
     ) -> Result<BTreeMap<String, Package>, Error> {
         closure(recipe, wanted, without, |names| {
-            let mut command = Command::new("apt-cache");
-            command.args(["show", "--no-all-versions", "--quiet=2"]).args(names);
-            match run(&mut command, "apt") {
-                Ok(text) => Ok(parse_paragraphs(&String::from_utf8_lossy(&text))),
-                // It fails if it knows none of the names; `closure` says which.
-                Err(Error::Tool { .. }) => Ok(Vec::new()),
-                Err(error) => Err(error),
+            let mut known = self.known.borrow_mut();
+            let new: Vec<&String> = names.iter().filter(|n| !known.contains_key(*n)).collect();
+            if !new.is_empty() {
+                let mut command = Command::new("apt-cache");
+                command.args(["show", "--no-all-versions", "--quiet=2"]).args(new);
+                match run(&mut command, "apt") {
+                    Ok(text) => {
+                        let packages = parse_paragraphs(&String::from_utf8_lossy(&text));
+                        known.extend(packages.into_iter().map(|p| (p.name.clone(), p)));
+                    }
+                    // It fails if it knows none of the names; `closure` says which.
+                    Err(Error::Tool { .. }) => {}
+                    Err(error) => return Err(error),
+                }
             }
+            Ok(names.iter().filter_map(|name| known.get(name).cloned()).collect())
         })
     }
 

@@ -44,6 +44,8 @@ pub struct Contents {
     pub keep: Vec<String>,
     /// Kernel modules to load, in this order; their dependencies come before them.
     pub modules: Vec<String>,
+    /// Modules that can wait until the role runs.
+    pub modules_later: Vec<String>,
     /// Empty directories.
     pub directories: Vec<String>,
     /// Directories of `overlay/` that are copied over all this.
@@ -56,6 +58,7 @@ impl Contents {
             packages: table.list("packages"),
             keep: table.list("keep"),
             modules: table.list("modules"),
+            modules_later: table.list("modules_later"),
             directories: table.list("directories"),
             overlays: table.list("overlays"),
         }
@@ -66,6 +69,7 @@ impl Contents {
         self.packages.extend_from_slice(&more.packages);
         self.keep.extend_from_slice(&more.keep);
         self.modules.extend_from_slice(&more.modules);
+        self.modules_later.extend_from_slice(&more.modules_later);
         self.directories.extend_from_slice(&more.directories);
         self.overlays.extend_from_slice(&more.overlays);
         self
