@@ -1,16 +1,41 @@
 //! bootd: the boot server of a site. DHCP, TFTP, HTTP and iSCSI for nodes, a collector for their
 //! agents, and one door for control.
+//!
+//! It owns durable facts (boot windows, spent tokens, live secrets, volumes, events) and no policy.
+//! What it serves follows from one value, the desired state that control gave it ([`desired`]);
+//! when control is away it goes on serving that.
+//!
+//! Tasks, all owned by [`run`]: the door for control ([`edge`]), a supervisor that starts one set of
+//! servers per segment ([`segment`]), a keeper that makes volumes and zones follow ([`keeper`]), and
+//! the writer of the event journal ([`events`]). A node's question goes from its socket through a
+//! codec to the desk ([`boot`]), whose judgement is in pure functions, and back, in one task.
+//!
+//! It never decides what a node should be, never writes to a switch or a BMC, and accepts no
+//! control call on a segment.
 
 mod boot;
 mod collector;
+mod config;
 mod desired;
 mod dhcp;
+mod durable;
 mod edge;
 mod events;
+mod gate;
 mod http;
 mod iscsi;
+mod keeper;
+mod run;
 mod scsi;
 mod segment;
+mod target_cli;
 mod tftp;
 mod volume;
 mod zone;
+
+#[cfg(test)]
+mod test_support;
+
+pub use config::{Config, ConfigError, EdgeConfig};
+pub use run::{RunError, run};
+pub use target_cli::{TargetArgs, TargetError, run as run_target};

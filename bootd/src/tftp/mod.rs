@@ -1,1 +1,172 @@
-//! Under construction.
+//! TFTP for iPXE's programs, and for nothing else: they are small and lie in memory.
+//!
+//! async-tftp runs all transfers of a server in one future and holds its handler while a file is
+//! opened, which is why there is one server per segment and opening takes no time. It ignores a
+//! client's ERROR packet: UEFI asks for a file's size and drops that transfer, so retries are few and
+//! short. The client may choose none of the limits.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_tftp::packet::Error as Refusal;
+use async_tftp::server::{Handler, TftpServerBuilder};
+use bytes::Bytes;
+use croft_proto::SegmentName;
+use futures::io::{AsyncRead, Sink};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use crate::boot::Desk;
+
+/// UDP port of TFTP servers.
+pub(crate) const PORT: u16 = 69;
+
+/// Transfers of one segment at once.
+const MAX_TRANSFERS: usize = 256;
+
+/// Files that nodes may ask for.
+const PROGRAMS: [&str; 3] = ["undionly.kpxe", "snponly.efi", "ipxe.efi"];
+
+/// A boot program is larger than this in no release of iPXE.
+const MAX_PROGRAM: u64 = 16 << 20;
+
+/// An iPXE program is missing.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read iPXE program {path}; install the package ipxe, or set ipxe_dir")]
+pub(crate) struct ProgramError {
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// iPXE's programs, in memory.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Programs(HashMap<String, Bytes>);
+
+impl Programs {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// One is missing, or is no boot program by its size.
+    pub(crate) fn load(dir: &Path) -> Result<Self, ProgramError> {
+        let read = |name: &str| {
+            let path = dir.join(name);
+            let load = || {
+                let size = std::fs::metadata(&path)?.len();
+                if size > MAX_PROGRAM {
+                    return Err(io::Error::other(format!("{size} bytes are too many")));
+                }
+                std::fs::read(&path)
+            };
+            let bytes = load().map_err(|source| ProgramError { path: path.clone(), source })?;
+            Ok((name.to_owned(), Bytes::from(bytes)))
+        };
+        PROGRAMS.into_iter().map(read).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// One of them. A leading slash is what some firmware puts before a name.
+    pub(crate) fn get(&self, name: &str) -> Option<Bytes> {
+        self.0.get(name.trim_start_matches('/')).cloned()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of(name: &str, bytes: &'static [u8]) -> Self {
+        Self(HashMap::from([(name.to_owned(), Bytes::from_static(bytes))]))
+    }
+}
+
+/// Serves a segment until `cancel`.
+///
+/// # Errors
+/// The socket failed: its device is gone.
+pub(crate) async fn serve(
+    socket: std::net::UdpSocket,
+    segment: SegmentName,
+    programs: Arc<Programs>,
+    desk: Arc<Desk>,
+    cancel: CancellationToken,
+) -> Result<(), async_tftp::Error> {
+    let transfers = Arc::new(Semaphore::new(MAX_TRANSFERS));
+    let files = Files { segment, programs, desk, transfers };
+    let server = TftpServerBuilder::with_handler(files)
+        .std_socket(socket)?
+        .timeout(Duration::from_secs(1))
+        .max_send_retries(5)
+        .ignore_client_timeout()
+        .block_size_limit(1468)
+        .window_size_limit(16)
+        .build()
+        .await?;
+    tokio::select! {
+        () = cancel.cancelled() => Ok(()),
+        ended = server.serve() => ended,
+    }
+}
+
+struct Files {
+    segment: SegmentName,
+    programs: Arc<Programs>,
+    desk: Arc<Desk>,
+    transfers: Arc<Semaphore>,
+}
+
+impl Files {
+    fn open(&self, client: IpAddr, path: &Path) -> Result<(Transfer, Option<u64>), Refusal> {
+        if !self.desk.is_member(&self.segment, client) {
+            return Err(Refusal::PermissionDenied);
+        }
+        let name = path.to_str().ok_or(Refusal::FileNotFound)?;
+        let rest = self.programs.get(name).ok_or(Refusal::FileNotFound)?;
+        let permit = Arc::clone(&self.transfers).try_acquire_owned();
+        let permit = permit.map_err(|_| Refusal::Msg("too many transfers, ask again".into()))?;
+        tracing::debug!(segment = %self.segment, %client, file = name, "TFTP transfer");
+        let size = rest.len() as u64;
+        Ok((Transfer { rest, _permit: permit }, Some(size)))
+    }
+}
+
+impl Handler for Files {
+    type Reader = Transfer;
+    type Writer = Sink;
+
+    async fn read_req_open(
+        &mut self,
+        client: &SocketAddr,
+        path: &Path,
+    ) -> Result<(Transfer, Option<u64>), Refusal> {
+        self.open(client.ip(), path)
+    }
+
+    async fn write_req_open(
+        &mut self,
+        _client: &SocketAddr,
+        _path: &Path,
+        _size: Option<u64>,
+    ) -> Result<Sink, Refusal> {
+        Err(Refusal::PermissionDenied)
+    }
+}
+
+/// What is left to send of a file.
+struct Transfer {
+    rest: Bytes,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AsyncRead for Transfer {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let length = buffer.len().min(self.rest.len());
+        buffer[..length].copy_from_slice(&self.rest.split_to(length));
+        Poll::Ready(Ok(length))
+    }
+}

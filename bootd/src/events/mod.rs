@@ -1,9 +1,20 @@
 //! What bootd has to tell: facts for operators, one event each.
+//!
+//! Any part leaves a [`Notice`] without waiting; one task numbers them, makes them durable and
+//! shows them to readers ([`journal`]).
+
+mod journal;
+mod limit;
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use croft_proto::{FarmName, NodeName, SegmentName};
 use tokio::sync::mpsc;
+
+pub(crate) use journal::{Journal, JournalError};
+use limit::Limiter;
 
 /// One fact. It holds no secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,14 +35,15 @@ pub struct Notice {
 #[derive(Debug, Clone)]
 pub struct Events {
     sender: mpsc::Sender<Notice>,
-    lost: std::sync::Arc<AtomicU64>,
+    lost: Arc<AtomicU64>,
+    limiter: Arc<Mutex<Limiter>>,
 }
 
 impl Events {
     /// A sink with room for `room` notices that nobody has stored yet, and its other end.
     pub fn channel(room: usize) -> (Self, mpsc::Receiver<Notice>) {
         let (sender, receiver) = mpsc::channel(room);
-        (Self { sender, lost: std::sync::Arc::default() }, receiver)
+        (Self { sender, lost: Arc::default(), limiter: Arc::default() }, receiver)
     }
 
     /// Leaves a notice. If the store lags too far behind it is counted as lost instead, so that a
@@ -39,6 +51,16 @@ impl Events {
     pub fn notice(&self, notice: Notice) {
         if self.sender.try_send(notice).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Leaves a notice that a node can cause as often as it likes: the same kind about the same
+    /// `subject` is told once a minute.
+    pub fn limited(&self, subject: &str, notice: Notice) {
+        let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        if limiter.allows(notice.kind, subject, Instant::now()) {
+            drop(limiter);
+            self.notice(notice);
         }
     }
 

@@ -1,0 +1,107 @@
+//! Who sent a boot request. Pure.
+//!
+//! Trust goes to the segment a request arrived on, then to its MAC, then to its SMBIOS UUID. The
+//! client identifier is ignored: firmware, iPXE and operating system each send another one, and a
+//! node has one address through all of them.
+
+use croft_proto::{MacAddr, SegmentName};
+use uuid::Uuid;
+
+use crate::desired::{Assignment, Desired, Node};
+
+/// What a request can be recognised by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Facts<'a> {
+    /// Where it arrived.
+    pub segment: &'a SegmentName,
+    /// The client hardware address in it.
+    pub mac: MacAddr,
+    /// The 16 bytes of option 97, if it was sent.
+    pub uuid: Option<[u8; 16]>,
+}
+
+/// Who that is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Identity<'a> {
+    /// No node has this MAC.
+    Unknown,
+    /// A NIC that does not boot.
+    OtherNic(&'a Node),
+    /// A node that serves no member.
+    Idle(&'a Node),
+    /// A node of the right name in the wrong place. `genuine`: its UUID is the one known, so it
+    /// is wired wrongly or doubled; otherwise anybody may have written the MAC.
+    Elsewhere {
+        /// What the node should be doing.
+        assignment: &'a Assignment,
+        /// Whether the UUID speaks for it.
+        genuine: bool,
+    },
+    /// On the right segment with the right MAC and another UUID.
+    Impostor(&'a Assignment),
+    /// The node itself.
+    Member {
+        /// What it serves as.
+        assignment: &'a Assignment,
+        /// The machine.
+        node: &'a Node,
+    },
+}
+
+/// Recognises the sender.
+pub(crate) fn identify<'a>(desired: &'a Desired, facts: Facts<'_>) -> Identity<'a> {
+    let Some(node) = desired.node_by_mac(facts.mac) else { return Identity::Unknown };
+    if node.boot_nic() != facts.mac {
+        return Identity::OtherNic(node);
+    }
+    let Some(assignment) = desired.assignments.get(&node.name) else {
+        return Identity::Idle(node);
+    };
+    let spoken = facts.uuid.zip(node.uuid).map(|(raw, known)| same_uuid(raw, known));
+    if assignment.segment != *facts.segment {
+        return Identity::Elsewhere { assignment, genuine: spoken == Some(true) };
+    }
+    if spoken == Some(false) {
+        return Identity::Impostor(assignment);
+    }
+    Identity::Member { assignment, node }
+}
+
+/// Whether the bytes of option 97 are this UUID. Firmware disagrees on the byte order of its first
+/// three fields (SMBIOS 2.6 made them little-endian, RFC 4578 does not say), so both count.
+pub(crate) fn same_uuid(raw: [u8; 16], known: Uuid) -> bool {
+    Uuid::from_bytes(raw) == known || Uuid::from_bytes_le(raw) == known
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support;
+
+    fn facts<'a>(segment: &'a SegmentName, mac: &str, uuid: Option<Uuid>) -> Facts<'a> {
+        Facts { segment, mac: mac.parse().expect("MAC"), uuid: uuid.map(Uuid::into_bytes) }
+    }
+
+    #[test]
+    fn each_sender_is_recognised_for_what_it_is() {
+        let desired = test_support::desired();
+        let shop: SegmentName = "shop".parse().expect("name");
+        let idle: SegmentName = "idle".parse().expect("name");
+        let uuid = desired.nodes[&"n1".parse().expect("name")].uuid.expect("known");
+        let other = Uuid::from_u128(99);
+        let swapped = Some(Uuid::from_bytes(uuid.to_bytes_le()));
+        let who = |segment, mac, uuid| identify(&desired, facts(segment, mac, uuid));
+        let n1 = "52:54:00:00:01:00";
+        assert!(matches!(who(&shop, n1, Some(uuid)), Identity::Member { .. }));
+        assert!(matches!(who(&shop, n1, swapped), Identity::Member { .. }));
+        assert!(matches!(who(&shop, n1, None), Identity::Member { .. }));
+        assert!(matches!(who(&shop, n1, Some(other)), Identity::Impostor(_)));
+        let genuine = |g| move |i| matches!(i, Identity::Elsewhere { genuine, .. } if genuine == g);
+        assert!(genuine(true)(who(&idle, n1, Some(uuid))));
+        assert!(genuine(false)(who(&idle, n1, Some(other))));
+        assert!(genuine(false)(who(&idle, n1, None)));
+        assert!(matches!(who(&shop, "52:54:00:00:01:01", Some(uuid)), Identity::OtherNic(_)));
+        assert!(matches!(who(&shop, "52:54:00:00:03:00", None), Identity::Idle(_)));
+        assert!(matches!(who(&shop, "52:54:00:00:99:00", None), Identity::Unknown));
+    }
+}

@@ -1,0 +1,241 @@
+//! Makes volumes, zones and boots follow the desired state. It takes no input: it is nudged, or a
+//! timer runs out, and it compares what should be with what is. Doing it twice changes nothing.
+//!
+//! The order protects data: a boot's new secrets are durable before this runs; the zone is replaced
+//! first, which ends every session of an older boot; a root volume is made anew only when its node
+//! has no session left; only then is the boot prepared and granted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use croft_proto::{NodeName, VolumeId};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::boot::{Boot, Records, RecordsError, State, grants};
+use crate::desired::{Assignment, Desired, Holder, Volume, VolumeUse};
+use crate::iscsi::Target;
+use crate::volume::{VolumeError, VolumeKind, VolumeSpec, VolumeStore};
+use crate::zone::ZoneTable;
+
+/// How often it looks even if nobody nudged.
+const INTERVAL: Duration = Duration::from_secs(5);
+
+/// How soon it looks again while it waits for a session to end.
+const SOON: Duration = Duration::from_millis(50);
+
+/// A session that is open now.
+#[derive(Debug, Clone)]
+pub(crate) struct OpenSession {
+    pub node: NodeName,
+    /// When it logged in.
+    pub since: SystemTime,
+}
+
+/// Who knows the open sessions.
+pub(crate) trait Sessions: Send + Sync + std::fmt::Debug {
+    /// All of them.
+    fn open_sessions(&self) -> Vec<OpenSession>;
+}
+
+impl Sessions for Target {
+    fn open_sessions(&self) -> Vec<OpenSession> {
+        let open = self.sessions().into_iter();
+        open.map(|session| OpenSession { node: session.node, since: session.since }).collect()
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    desired: Arc<Holder>,
+    records: Arc<Records>,
+    volumes: Arc<VolumeStore>,
+    zones: Arc<ZoneTable>,
+    sessions: Arc<dyn Sessions>,
+    nudge: Arc<Notify>,
+    /// One table after the other, never an older one over a newer.
+    zoning: Mutex<()>,
+    /// What became of each wanted volume; the text says why it is not there.
+    outcomes: Mutex<BTreeMap<VolumeId, Result<(), String>>>,
+}
+
+impl Keeper {
+    /// A keeper of these. Nothing happens before [`Keeper::run`].
+    pub(crate) fn new(
+        desired: Arc<Holder>,
+        records: Arc<Records>,
+        volumes: Arc<VolumeStore>,
+        zones: Arc<ZoneTable>,
+        sessions: Arc<dyn Sessions>,
+        nudge: Arc<Notify>,
+    ) -> Self {
+        let (zoning, outcomes) = (Mutex::default(), Mutex::default());
+        Self { desired, records, volumes, zones, sessions, nudge, zoning, outcomes }
+    }
+
+    /// Looks until `cancel`.
+    pub(crate) async fn run(self: Arc<Self>, cancel: CancellationToken) {
+        loop {
+            let keeper = Arc::clone(&self);
+            let settled = tokio::task::spawn_blocking(move || keeper.settle()).await;
+            let pause = match settled {
+                Ok(true) => INTERVAL,
+                Ok(false) => SOON,
+                Err(error) => {
+                    tracing::error!(%error, "making volumes follow was cut off");
+                    INTERVAL
+                }
+            };
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = self.nudge.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Replaces the zone table by what follows from desired state and boots now. Sessions that are
+    /// not granted any more end at once.
+    pub(crate) fn zone(&self) {
+        let _zoning = self.zoning.lock().unwrap_or_else(PoisonError::into_inner);
+        self.zones.replace(grants(&self.desired.now(), &self.records.all()));
+    }
+
+    /// Whether a wanted volume can be used, or why not. A root volume cannot before it has been
+    /// made anew for the newest boot.
+    pub(crate) fn outcome(&self, id: &VolumeId) -> Result<(), String> {
+        let outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+        outcomes.get(id).cloned().unwrap_or_else(|| Err("it is about to be made".to_owned()))
+    }
+
+    /// One look. False: something waits for a session to end, look again soon. Blocks on the disk.
+    fn settle(&self) -> bool {
+        self.zone();
+        let desired = self.desired.now();
+        let mut outcomes = BTreeMap::new();
+        for volume in desired.volumes.values() {
+            let outcome = self.volumes.ensure(&spec(volume)).map_err(|error| explain(&error));
+            outcomes.insert(volume.id.clone(), outcome);
+        }
+        let busy: BTreeSet<NodeName> =
+            self.sessions.open_sessions().into_iter().map(|session| session.node).collect();
+        let mut settled = true;
+        for assignment in desired.assignments.values() {
+            let Some(boot) = self.records.get(&assignment.node) else { continue };
+            let waits = boot.state == State::Open && !boot.prepared;
+            if !waits || boot.window != assignment.window {
+                continue;
+            }
+            if busy.contains(&assignment.node) {
+                settled = false;
+                self.pending(assignment, &mut outcomes, "a session of an older boot is still open");
+                continue;
+            }
+            if let Err(error) = self.prepare(&desired, assignment, &boot, &mut outcomes) {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(node = %assignment.node, error, "a boot could not be prepared");
+                self.pending(assignment, &mut outcomes, "its boot could not be prepared");
+            }
+        }
+        settled &= self.delete_unwanted(&desired, &busy);
+        *self.outcomes.lock().unwrap_or_else(PoisonError::into_inner) = outcomes;
+        self.zone();
+        settled
+    }
+
+    fn pending(
+        &self,
+        assignment: &Assignment,
+        outcomes: &mut BTreeMap<VolumeId, Result<(), String>>,
+        why: &str,
+    ) {
+        if let Some(root) = &assignment.root_volume
+            && outcomes.get(root).is_none_or(Result::is_ok)
+        {
+            outcomes.insert(root.clone(), Err(why.to_owned()));
+        }
+    }
+
+    /// Makes an ephemeral root volume anew and marks the boot prepared, if all its volumes are
+    /// there.
+    fn prepare(
+        &self,
+        desired: &Desired,
+        assignment: &Assignment,
+        boot: &Boot,
+        outcomes: &mut BTreeMap<VolumeId, Result<(), String>>,
+    ) -> Result<(), RecordsError> {
+        let root = assignment.root_volume.as_ref().and_then(|id| desired.volumes.get(id));
+        if let Some(root) = root.filter(|volume| !volume.persistent) {
+            let renewed = self.renew(root).map_err(|error| explain(&error));
+            outcomes.insert(root.id.clone(), renewed);
+        }
+        let wanted = assignment.root_volume.iter().chain(&assignment.data_volumes);
+        if !wanted.clone().all(|id| outcomes.get(id).is_some_and(Result::is_ok)) {
+            return Ok(());
+        }
+        self.records.update(&boot.node, |now| {
+            let same = now.filter(|now| now.serial == boot.serial && now.state == State::Open);
+            Ok((same.map(|now| Boot { prepared: true, ..now.clone() }), ()))
+        })
+    }
+
+    /// An ephemeral volume as its image is; also if it lies over another image so far.
+    fn renew(&self, volume: &Volume) -> Result<(), VolumeError> {
+        let spec = spec(volume);
+        match self.volumes.ensure(&spec) {
+            Ok(()) => self.volumes.reset(&spec.id),
+            Err(VolumeError::Conflict { .. }) => {
+                self.volumes.delete(&spec.id)?;
+                self.volumes.ensure(&spec)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Deletes volumes that are not wanted. A session sees only volumes of a present assignment,
+    /// which are wanted: what is left may at most be open in one that is about to end.
+    fn delete_unwanted(&self, desired: &Desired, busy: &BTreeSet<NodeName>) -> bool {
+        let unwanted = self.volumes.list().into_iter().map(|info| info.spec.id);
+        let unwanted: Vec<_> = unwanted.filter(|id| !desired.volumes.contains_key(id)).collect();
+        if unwanted.is_empty() {
+            return true;
+        }
+        if busy.iter().any(|node| !desired.assignments.contains_key(node)) {
+            return false;
+        }
+        for id in unwanted {
+            match self.volumes.delete(&id) {
+                Ok(()) => tracing::info!(volume = %id, "deleted a volume that is not wanted"),
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(volume = %id, error, "a volume could not be deleted");
+                }
+            }
+        }
+        true
+    }
+}
+
+fn spec(volume: &Volume) -> VolumeSpec {
+    let kind = match volume.kind {
+        VolumeUse::Root => VolumeKind::Root,
+        VolumeUse::Shared => VolumeKind::SharedReadOnly,
+    };
+    let image = Some(volume.image);
+    VolumeSpec { id: volume.id.clone(), kind, image, size_bytes: volume.size_bytes }
+}
+
+/// An error with its causes, in one line.
+fn explain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,96 @@
+//! The servers of one segment: started together, and all ended when one ends.
+
+use std::sync::Arc;
+
+use croft_proto::SegmentName;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::router;
+use super::sockets::Sockets;
+use crate::boot::Desk;
+use crate::collector::{self, CollectorCertificate};
+use crate::desired::Segment;
+use crate::iscsi::Target;
+use crate::tftp::{self, Programs};
+use crate::{dhcp, http};
+
+/// What servers work with, the same for all segments.
+#[derive(Debug)]
+pub(crate) struct Servers {
+    pub desk: Arc<Desk>,
+    pub programs: Arc<Programs>,
+    pub certificate: Arc<CollectorCertificate>,
+    pub target: Target,
+}
+
+type Ended = (&'static str, Result<(), Box<dyn std::error::Error + Send + Sync>>);
+
+impl Servers {
+    /// Serves a segment until `cancel`, or until one of its servers fails; returns its name.
+    pub(super) async fn serve(
+        self: Arc<Self>,
+        segment: Segment,
+        sockets: Sockets,
+        cancel: CancellationToken,
+    ) -> SegmentName {
+        let name = segment.name;
+        let mut servers = self.start(&name, sockets, &cancel);
+        while let Some(ended) = servers.join_next().await {
+            match ended {
+                Ok((_, Ok(()))) if cancel.is_cancelled() => {}
+                Ok((server, Ok(()))) => tracing::error!(segment = %name, server, "server ended"),
+                Ok((server, Err(error))) => {
+                    tracing::error!(segment = %name, server, error = &*error as &dyn std::error::Error, "server failed");
+                }
+                Err(error) => tracing::error!(segment = %name, %error, "server was cut off"),
+            }
+            // One is of little use without the others; the supervisor starts all of them again.
+            cancel.cancel();
+        }
+        name
+    }
+
+    fn start(
+        &self,
+        name: &SegmentName,
+        sockets: Sockets,
+        cancel: &CancellationToken,
+    ) -> JoinSet<Ended> {
+        let mut servers = JoinSet::new();
+        let (desk, programs) = (&self.desk, &self.programs);
+        let dhcp = dhcp::serve(sockets.dhcp, name.clone(), Arc::clone(desk), cancel.clone());
+        servers.spawn(async { ("DHCP", dhcp.await.map_err(Into::into)) });
+        let tftp = tftp::serve(
+            sockets.tftp,
+            name.clone(),
+            Arc::clone(programs),
+            Arc::clone(desk),
+            cancel.clone(),
+        );
+        servers.spawn(async { ("TFTP", tftp.await.map_err(Into::into)) });
+        let site = http::Site {
+            segment: name.clone(),
+            desk: Arc::clone(desk),
+            programs: Arc::clone(programs),
+        };
+        let http = http::serve(sockets.http, site, cancel.clone());
+        servers.spawn(async { ("HTTP", http.await.map_err(Into::into)) });
+        let collector = collector::serve(
+            sockets.collector,
+            name.clone(),
+            Arc::clone(desk),
+            Arc::clone(&self.certificate),
+            cancel.clone(),
+        );
+        servers.spawn(async { ("collector", collector.await.map_err(Into::into)) });
+        let (target, segment, token) = (self.target.clone(), name.clone(), cancel.clone());
+        servers.spawn(async move {
+            target.serve(sockets.iscsi, segment, token).await;
+            ("iSCSI", Ok(()))
+        });
+        let router = router::serve(sockets.router, sockets.index, name.clone(), cancel.clone());
+        servers.spawn(async { ("router advertisements", router.await.map_err(Into::into)) });
+        servers
+    }
+}

@@ -1,0 +1,96 @@
+//! A small desired state for tests: `n1` serves `shop/web/1` on segment `shop`, `n2` the balancer,
+//! `n3` is idle.
+
+use croft_proto::{Generation, ImageVersion, common, edge};
+
+use crate::desired::{Desired, check};
+
+/// What control would send.
+pub(crate) fn state() -> edge::DesiredState {
+    let node = |i: u8| edge::Node {
+        name: format!("n{i}"),
+        hardware_class: "small".to_owned(),
+        uuid: format!("0102030{i}-0405-0607-0809-0a0b0c0d0e0f"),
+        macs: vec![format!("52:54:00:00:0{i}:00"), format!("52:54:00:00:0{i}:01")],
+    };
+    let volume = |id: &str, kind: edge::volume::Kind| edge::Volume {
+        id: id.to_owned(),
+        kind: kind.into(),
+        image: ImageVersion::of(id.as_bytes()).to_string(),
+        size_bytes: 0,
+        persistent: false,
+        zone: "shop".to_owned(),
+    };
+    let assignment = |node: &str, tier: &str, host: u8| edge::Assignment {
+        node: node.to_owned(),
+        segment: "shop".to_owned(),
+        address: format!("10.20.1.{host}"),
+        window: 3,
+        organization: "acme".to_owned(),
+        farm: "shop".to_owned(),
+        tier: tier.to_owned(),
+        ordinal: 1,
+        role: "web-server".to_owned(),
+        host_name: format!("shop-{tier}-1"),
+        method: edge::BootMethod::Iscsi.into(),
+        image: ImageVersion::of(b"web").to_string(),
+        kernel_args: "quiet".to_owned(),
+        root_volume: format!("shop-{tier}-1-root"),
+        data_volumes: vec!["shop-content".to_owned()],
+        health: Some(common::HealthCheck {
+            kind: common::health_check::Kind::Http.into(),
+            port: 80,
+            path: "/health".to_owned(),
+            interval_ms: 1000,
+            timeout_ms: 900,
+        }),
+        phase: common::Phase::Run.into(),
+        nic1_address: String::new(),
+        nic1_gateway: String::new(),
+    };
+    edge::DesiredState {
+        generation: Some(Generation { epoch: 1, counter: 1 }.into()),
+        segments: vec![
+            edge::Segment {
+                name: "idle".to_owned(),
+                vlan: 10,
+                device: "seg10".to_owned(),
+                address: "10.10.0.1/24".to_owned(),
+                kind: edge::segment::Kind::Idle.into(),
+                farm: String::new(),
+            },
+            edge::Segment {
+                name: "shop".to_owned(),
+                vlan: 100,
+                device: "seg100".to_owned(),
+                address: "10.20.1.1/24".to_owned(),
+                kind: edge::segment::Kind::Farm.into(),
+                farm: "shop".to_owned(),
+            },
+        ],
+        nodes: (1..=3).map(node).collect(),
+        volumes: vec![
+            volume("shop-web-1-root", edge::volume::Kind::Root),
+            volume("shop-lb-1-root", edge::volume::Kind::Root),
+            volume("shop-content", edge::volume::Kind::SharedReadOnly),
+        ],
+        assignments: vec![assignment("n1", "web", 10), assignment("n2", "lb", 11)],
+        farms: vec![common::Membership {
+            farm: "shop".to_owned(),
+            version: 1,
+            members: vec![common::Member {
+                name: "shop/web/1".to_owned(),
+                tier: "web".to_owned(),
+                role: "web-server".to_owned(),
+                address: "10.20.1.10".to_owned(),
+                state: common::member::State::Joining.into(),
+            }],
+            balances: Vec::new(),
+        }],
+    }
+}
+
+/// The same, checked.
+pub(crate) fn desired() -> Desired {
+    check(&state()).expect("the state of tests has no fault")
+}

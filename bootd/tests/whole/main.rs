@@ -1,0 +1,270 @@
+//! The real program, in namespaces of its own, from control's first word to a node that reboots after
+//! bootd was killed.
+
+mod namespace;
+mod node;
+mod site;
+
+use croft_proto::agent::{bootd_message, hello};
+use croft_proto::{common, edge};
+use namespace::sh;
+use nix::sys::signal::Signal;
+use node::{Agent, BIOS, IPXE, agent_config, dhcp, get, mac};
+use site::{Site, until};
+use tonic::Code;
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("runtime")
+}
+
+async fn status(site: &Site) -> edge::StatusReply {
+    let reply = site.control().await.status(edge::StatusRequest {}).await;
+    reply.expect("status").into_inner()
+}
+
+async fn node_status(site: &Site) -> edge::NodeStatus {
+    status(site).await.nodes.remove(0)
+}
+
+async fn apply(site: &Site, state: edge::DesiredState) -> Result<(), tonic::Status> {
+    let request = edge::ApplyRequest { state: Some(state) };
+    site.control().await.apply(request).await.map(drop)
+}
+
+/// Applies the first state and waits until all of it is there.
+async fn settle(site: &Site) {
+    apply(site, site.state(1)).await.expect("taken");
+    until("segments and volumes are ready", async || {
+        let status = status(site).await;
+        let ready = status.segments_ready == ["bank", "shop"]
+            && status.volumes.iter().all(|volume| volume.ready);
+        ready.then_some(())
+    })
+    .await;
+}
+
+fn token(config: &croft_proto::AgentConfig) -> hello::Credential {
+    hello::Credential::BootToken(config.boot_token.expose().to_owned())
+}
+
+/// The line of a script that sets the CHAP secret.
+fn password(script: &[u8]) -> String {
+    let script = String::from_utf8_lossy(script);
+    let line = script.lines().find(|line| line.starts_with("set password "));
+    line.expect("a password").to_owned()
+}
+
+#[test]
+fn a_node_boots_and_boots_again_after_bootd_was_killed() {
+    if !namespace::enter("a_node_boots_and_boots_again_after_bootd_was_killed") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let mut site = Site::new(dir.path());
+    site.start();
+    runtime().block_on(async {
+        settle(&site).await;
+        let lost = site.stranger().await;
+        assert!(lost.is_err(), "the edge let somebody in without a certificate");
+
+        // Firmware and iPXE.
+        let offer = dhcp(mac(), 1, BIOS).expect("an offer");
+        assert_eq!((offer.kind, offer.address.to_string()), (2, "10.20.1.10".to_owned()));
+        assert_eq!((offer.file.as_str(), offer.bytes.len()), ("undionly.kpxe", 300));
+        let wanted: &[(u8, &[u8])] = &[BIOS[0], BIOS[1], (50, &[10, 20, 1, 10])];
+        assert_eq!(dhcp(mac(), 3, wanted).expect("an acknowledgement").kind, 5);
+        sh("ip addr add 10.20.1.10/24 dev node0");
+        assert_eq!(node::tftp("undionly.kpxe"), b"this is undionly.kpxe");
+        let offer = dhcp(mac(), 1, IPXE).expect("an offer");
+        assert_eq!(offer.file, "http://10.20.1.1/boot/script");
+        assert!(dhcp([0x52, 0x54, 0, 0, 9, 9], 1, BIOS).is_none(), "a stranger was answered");
+        assert_eq!(node::solicit_router(), 0);
+
+        // Script, kernel, initrds.
+        assert_eq!(get("/boot/node.img").await.0, 403);
+        let (code, script) = get("/boot/script").await;
+        assert_eq!(code, 200);
+        let (code, kernel) = get(&format!("/image/{}/kernel", site.image)).await;
+        assert!(code == 200 && kernel == site.kernel, "the kernel came damaged");
+        let (code, initrd) = get("/boot/node.img").await;
+        assert_eq!(code, 200);
+        let config = agent_config(&initrd);
+        assert_eq!(node_status(&site).await.stage(), edge::Stage::Kernel);
+
+        // The agent.
+        let mut agent = Agent::attach(&config, token(&config)).await.expect("let in");
+        assert_eq!(agent.welcome.member, "shop/web/1");
+        assert_eq!(agent.welcome.nic1_address, "203.0.113.10/24");
+        assert_eq!(agent.welcome.nic1_mac, "52:54:00:00:01:01");
+        let told = agent.told().await.expect("membership");
+        let bootd_message::Body::Membership(membership) = told else { panic!("{told:?}") };
+        assert_eq!(membership.version, 7);
+        let told = agent.told().await.expect("phase");
+        let bootd_message::Body::PhaseOrder(order) = told else { panic!("{told:?}") };
+        assert_eq!(order.phase(), common::Phase::Run);
+        agent.polled().await;
+        let seen = until("the sample arrives", async || {
+            Some(node_status(&site).await).filter(|node| node.health() == common::Health::Healthy)
+        })
+        .await;
+        assert!(seen.attached && seen.window == 1 && seen.silent_ms > 0);
+        assert_eq!(seen.stage(), edge::Stage::Attached);
+        let frames = edge::FramesRequest { interval_ms: 200 };
+        let mut frames =
+            site.control().await.frames(frames).await.expect("frames").into_inner();
+        agent.polled().await;
+        let frame = until("a frame with a sample", async || {
+            let frame = frames.message().await.expect("a stream").expect("a frame");
+            (!frame.samples.is_empty() && frame.farm == "shop").then_some(frame)
+        })
+        .await;
+        assert_eq!((frame.samples[0].member.as_str(), frame.samples[0].window), ("shop/web/1", 1));
+        let spent = Agent::attach(&config, token(&config)).await.err().expect("refused");
+        assert_eq!(spent.code(), Code::PermissionDenied);
+        assert_eq!(get("/boot/script").await.0, 403);
+
+        // A changed phase reaches it.
+        let mut draining = site.state(2);
+        draining.assignments[0].phase = common::Phase::Drain.into();
+        apply(&site, draining).await.expect("taken");
+        let told = agent.told().await.expect("phase");
+        let bootd_message::Body::PhaseOrder(order) = told else { panic!("{told:?}") };
+        assert_eq!(order.phase(), common::Phase::Drain);
+        let older = apply(&site, site.state(1)).await.expect_err("older");
+        assert_eq!(older.code(), Code::FailedPrecondition);
+
+        // Killed, and started without a word from control.
+        site.end(Signal::SIGKILL);
+        site.start();
+        until("the segments are back", async || {
+            (status(&site).await.segments_ready.len() == 2).then_some(())
+        })
+        .await;
+        let spent = Agent::attach(&config, token(&config)).await.err().expect("refused");
+        assert_eq!(spent.code(), Code::PermissionDenied);
+        let key = hello::Credential::SessionKey(agent.welcome.session_key.clone());
+        let mut agent = Agent::attach(&config, key).await.expect("let in again");
+        agent.polled().await;
+        assert!(dhcp(mac(), 1, BIOS).is_none(), "a running node was offered a boot");
+        drop(agent);
+
+        // The node reboots by itself.
+        let offer = until("its agent is given up", async || dhcp(mac(), 1, BIOS)).await;
+        assert_eq!(offer.file, "undionly.kpxe");
+        assert!(dhcp(mac(), 1, IPXE).is_some());
+        let (code, again) = get("/boot/script").await;
+        assert_eq!(code, 200);
+        assert_ne!(password(&script), password(&again), "the CHAP secret is the old one");
+        assert_eq!(node_status(&site).await.window, 1);
+
+        // Events were kept over the kill, and have told of it all.
+        let request = edge::EventsRequest { after: 0 };
+        let mut events = site.control().await.events(request).await.expect("events").into_inner();
+        let mut told: Vec<String> = Vec::new();
+        while !told.iter().any(|kind| kind == "boot-again") {
+            let event = events.message().await.expect("a stream").expect("an event");
+            assert_eq!(event.sequence, told.len() as u64 + 1);
+            told.push(event.kind);
+        }
+        for kind in ["unknown-node", "attached", "attach-refused"] {
+            assert!(told.iter().any(|k| k == kind), "no event {kind} in {told:?}");
+        }
+
+        // The assignment goes, and everything with it.
+        let mut empty = site.state(3);
+        empty.assignments.clear();
+        empty.volumes.clear();
+        apply(&site, empty).await.expect("taken");
+        assert_eq!(get("/boot/script").await.0, 403);
+        assert!(dhcp(mac(), 1, BIOS).is_none(), "an idle node was offered a boot");
+        assert_eq!(status(&site).await.volumes, []);
+        assert!(site.end(Signal::SIGTERM).success(), "bootd did not stop in order");
+    });
+}
+
+#[test]
+fn a_segment_reaches_its_own_address_of_bootd_and_no_other() {
+    if !namespace::enter("a_segment_reaches_its_own_address_of_bootd_and_no_other") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let mut site = Site::new(dir.path());
+    site.start();
+    runtime().block_on(async {
+        settle(&site).await;
+        sh("ip addr add 10.20.1.10/24 dev node0");
+        sh("ip route add 10.20.2.0/24 via 10.20.1.1");
+        let connect = async |address: &str| {
+            let connect = tokio::net::TcpStream::connect(address);
+            tokio::time::timeout(std::time::Duration::from_secs(2), connect).await
+        };
+        for port in [80, 3260, 7100] {
+            let own = connect(&format!("10.20.1.1:{port}")).await;
+            assert!(matches!(own, Ok(Ok(_))), "port {port} of its own segment: {own:?}");
+            let other = connect(&format!("10.20.2.1:{port}")).await;
+            assert!(!matches!(other, Ok(Ok(_))), "port {port} of another segment answered");
+        }
+        let edge = std::net::SocketAddr::from(([10, 255, 0, 2], 7443));
+        assert!(matches!(connect(&edge.to_string()).await, Ok(Ok(_))), "control is locked out");
+        sh("ip addr del 10.255.0.1/24 dev ctl0");
+        sh("ip route add 10.255.0.2/32 via 10.20.1.1");
+        let reached = connect(&edge.to_string()).await;
+        assert!(!matches!(reached, Ok(Ok(_))), "a node reached control's door");
+        // bootd answers ARP in a segment for its address there alone.
+        sh("ip route add 10.20.2.1/32 dev node0");
+        sh("! ping -c 1 -W 2 10.20.2.1 >/dev/null");
+        sh("ping -c 1 -W 5 10.20.1.1 >/dev/null");
+        assert!(site.end(Signal::SIGTERM).success());
+    });
+}
+
+#[test]
+fn segments_come_and_go_with_the_desired_state() {
+    if !namespace::enter("segments_come_and_go_with_the_desired_state") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let mut site = Site::new(dir.path());
+    site.start();
+    runtime().block_on(async {
+        settle(&site).await;
+        let ready = async |names: &[&str]| {
+            until(&format!("{names:?} are served"), async || {
+                (status(&site).await.segments_ready == names).then_some(())
+            })
+            .await;
+        };
+        let mut state = site.state(2);
+        state.segments.remove(1);
+        apply(&site, state).await.expect("taken");
+        ready(&["shop"]).await;
+        sh("! ip -n fabric addr show dev seg101 | grep -q 'inet '");
+        // A device that is made anew has another number: its sockets are made anew, too.
+        sh("ip link del other0");
+        apply(&site, site.state(3)).await.expect("taken");
+        sh("ip link add other0 type veth peer name seg101 netns fabric && ip link set other0 up");
+        ready(&["bank", "shop"]).await;
+        sh("ip addr add 10.20.2.9/24 dev other0");
+        sh("ping -c 1 -W 5 10.20.2.1 >/dev/null");
+    });
+    assert!(site.end(Signal::SIGTERM).success());
+}
+
+#[test]
+fn bad_configuration_exits_with_64_and_names_every_fault() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = dir.path().join("bootd.toml");
+    std::fs::write(&path, "state_dir = 'x'\nport = 1\n[edge]\nlisten = 'nowhere'\n")
+        .expect("written");
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_croft-bootd"))
+        .args(["run", "--config"])
+        .arg(&path)
+        .output()
+        .expect("bootd runs");
+    assert_eq!(output.status.code(), Some(64));
+    let text = String::from_utf8_lossy(&output.stderr);
+    for part in ["line 1: state_dir", "image_dir", "line 2: port", "line 4: edge.listen", "edge.ca"]
+    {
+        assert!(text.contains(part), "{part:?} is not in:\n{text}");
+    }
+}

@@ -1,0 +1,212 @@
+//! One bootd with its certificates, images and state, and control's side of the edge.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use croft_proto::edge::edge_client::EdgeClient;
+use croft_proto::{
+    BlobHash, Generation, ImageFile, ImageKind, ImageVersion, Manifest, common, edge,
+};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+
+pub const EDGE: &str = "10.255.0.2:7443";
+
+/// Files of a site. Dropping it kills its bootd.
+pub struct Site {
+    dir: PathBuf,
+    ca: String,
+    control: (String, String),
+    pub kernel: Vec<u8>,
+    pub image: ImageVersion,
+    bootd: Option<Child>,
+}
+
+impl Site {
+    /// Certificates, an image store and a configuration in `dir`.
+    pub fn new(dir: &Path) -> Self {
+        let key = KeyPair::generate().expect("key");
+        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = CertifiedIssuer::self_signed(params, key).expect("authority");
+        let leaf = |name: &str| {
+            let key = KeyPair::generate().expect("key");
+            let params = CertificateParams::new(vec![name.to_owned()]).expect("parameters");
+            let certificate = params.signed_by(&key, &ca).expect("certificate");
+            (certificate.pem(), key.serialize_pem())
+        };
+        let (edge, control) = (leaf("bootd0.croft.internal"), leaf("control.croft.internal"));
+        let put = |name: &str, text: &str| std::fs::write(dir.join(name), text).expect("written");
+        put("ca.pem", &ca.pem());
+        put("edge.pem", &edge.0);
+        put("edge.key", &edge.1);
+        let shown = dir.display();
+        put(
+            "bootd.toml",
+            &format!(
+                "state_dir = '{shown}/state'\nimage_dir = '{shown}/images'\n\
+                 ipxe_dir = '{shown}/ipxe'\n[edge]\nlisten = '{EDGE}'\nca = '{shown}/ca.pem'\n\
+                 certificate = '{shown}/edge.pem'\nkey = '{shown}/edge.key'\n"
+            ),
+        );
+        std::fs::create_dir(dir.join("ipxe")).expect("made");
+        for program in ["undionly.kpxe", "snponly.efi", "ipxe.efi"] {
+            put(&format!("ipxe/{program}"), &format!("this is {program}"));
+        }
+        let kernel: Vec<u8> = (0..3_000_000_u32).map(|i| (i % 253) as u8).collect();
+        let image = image(dir, &kernel);
+        Self { dir: dir.to_owned(), ca: ca.pem(), control, kernel, image, bootd: None }
+    }
+
+    /// Starts bootd in the fabric.
+    pub fn start(&mut self) {
+        let bootd = Command::new("ip")
+            .args(["netns", "exec", "fabric", env!("CARGO_BIN_EXE_croft-bootd"), "run", "--config"])
+            .arg(self.dir.join("bootd.toml"))
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("bootd starts");
+        self.bootd = Some(bootd);
+    }
+
+    /// Sends bootd a signal and waits for its end. `ip netns exec` has become bootd itself.
+    pub fn end(&mut self, signal: nix::sys::signal::Signal) -> std::process::ExitStatus {
+        let mut bootd = self.bootd.take().expect("bootd runs");
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(bootd.id()).expect("a pid"));
+        nix::sys::signal::kill(pid, signal).expect("signalled");
+        bootd.wait().expect("it ends")
+    }
+
+    /// Control's connection; bootd may still be starting.
+    pub async fn control(&self) -> EdgeClient<Channel> {
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(&self.ca))
+            .identity(Identity::from_pem(&self.control.0, &self.control.1))
+            .domain_name("bootd0.croft.internal");
+        let endpoint = Endpoint::from_shared(format!("https://{EDGE}"))
+            .and_then(|endpoint| endpoint.tls_config(tls))
+            .expect("endpoint");
+        let channel = until("bootd's edge answers", async || endpoint.connect().await.ok()).await;
+        EdgeClient::new(channel)
+    }
+
+    /// A connection without a client certificate.
+    pub async fn stranger(&self) -> Result<(), String> {
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(&self.ca))
+            .domain_name("bootd0.croft.internal");
+        let endpoint = Endpoint::from_shared(format!("https://{EDGE}"))
+            .and_then(|endpoint| endpoint.tls_config(tls))
+            .map_err(|error| error.to_string())?;
+        let channel = endpoint.connect().await.map_err(|error| error.to_string())?;
+        let status = EdgeClient::new(channel).status(edge::StatusRequest {}).await;
+        status.map(drop).map_err(|status| status.to_string())
+    }
+
+    /// A shop with one web server on node n1.
+    pub fn state(&self, counter: u64) -> edge::DesiredState {
+        let volume = |id: &str, kind: edge::volume::Kind| edge::Volume {
+            id: id.to_owned(),
+            kind: kind.into(),
+            image: self.image.to_string(),
+            size_bytes: 0,
+            persistent: false,
+            zone: "shop".to_owned(),
+        };
+        let segment = |name: &str, vlan: u32, subnet: u8| edge::Segment {
+            name: name.to_owned(),
+            vlan,
+            device: format!("seg{vlan}"),
+            address: format!("10.20.{subnet}.1/24"),
+            kind: edge::segment::Kind::Farm.into(),
+            farm: name.to_owned(),
+        };
+        edge::DesiredState {
+            generation: Some(Generation { epoch: 1, counter }.into()),
+            segments: vec![segment("shop", 100, 1), segment("bank", 101, 2)],
+            nodes: vec![edge::Node {
+                name: "n1".to_owned(),
+                hardware_class: "small".to_owned(),
+                uuid: String::new(),
+                macs: vec![crate::node::MAC.to_owned(), "52:54:00:00:01:01".to_owned()],
+            }],
+            volumes: vec![
+                volume("shop-web-1", edge::volume::Kind::Root),
+                volume("shop-content", edge::volume::Kind::SharedReadOnly),
+            ],
+            assignments: vec![edge::Assignment {
+                node: "n1".to_owned(),
+                segment: "shop".to_owned(),
+                address: "10.20.1.10".to_owned(),
+                window: 1,
+                organization: "acme".to_owned(),
+                farm: "shop".to_owned(),
+                tier: "web".to_owned(),
+                ordinal: 1,
+                role: "web-server".to_owned(),
+                host_name: "shop-web-1".to_owned(),
+                method: edge::BootMethod::Iscsi.into(),
+                image: self.image.to_string(),
+                kernel_args: "loglevel=4".to_owned(),
+                root_volume: "shop-web-1".to_owned(),
+                data_volumes: vec!["shop-content".to_owned()],
+                health: None,
+                phase: common::Phase::Run.into(),
+                nic1_address: "203.0.113.10/24".to_owned(),
+                nic1_gateway: "203.0.113.1".to_owned(),
+            }],
+            farms: vec![common::Membership {
+                farm: "shop".to_owned(),
+                version: 7,
+                ..common::Membership::default()
+            }],
+        }
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        if let Some(mut bootd) = self.bootd.take() {
+            let killed = bootd.kill().and_then(|()| bootd.wait());
+            assert!(killed.is_ok() || std::thread::panicking(), "bootd could not be killed");
+        }
+    }
+}
+
+/// An image store with one system image.
+fn image(dir: &Path, kernel: &[u8]) -> ImageVersion {
+    let store = dir.join("images");
+    for part in ["blobs", "manifests", "names"] {
+        std::fs::create_dir_all(store.join(part)).expect("made");
+    }
+    let disk = vec![7; 1 << 20];
+    let mut files = BTreeMap::new();
+    for (name, bytes) in [("disk", &disk[..]), ("initrd", b"initrd"), ("kernel", kernel)] {
+        let blob = BlobHash::of(bytes);
+        std::fs::write(store.join("blobs").join(blob.to_string()), bytes).expect("written");
+        let chunks = if name == "disk" { vec![blob] } else { Vec::new() };
+        files.insert(name.to_owned(), ImageFile { size: bytes.len() as u64, blob, chunks });
+    }
+    let name = "web-server".parse().expect("name");
+    let kernel_args = "console=ttyS0,115200".to_owned();
+    let manifest = Manifest { format: 1, name, kind: ImageKind::System, files, kernel_args };
+    let version = manifest.version();
+    let path = store.join("manifests").join(format!("{version}.json"));
+    std::fs::write(path, manifest.to_bytes()).expect("written");
+    std::fs::write(store.join("names/web-server"), format!("{version}\n")).expect("written");
+    version
+}
+
+/// Asks until there is an answer; fails after half a minute.
+pub async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
