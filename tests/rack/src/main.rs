@@ -2,10 +2,10 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
-use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use croft_rack::{FirmwareChoice, Options};
 
@@ -76,22 +76,31 @@ impl RackArgs {
 }
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("CROFT_RACK_LOG")
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
-        )
-        .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
-    match run(&Cli::parse()) {
+    let cli = Cli::parse();
+    match log(&cli.action).and_then(|()| run(&cli)) {
         Ok(code) => code.into(),
         Err(error) => {
             eprintln!("croft-rack: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// The rack logs to a file of its own: the terminal belongs to the command in it.
+fn log(action: &Action) -> anyhow::Result<()> {
+    let Action::Manage(args) = action else { return Ok(()) };
+    let path = args.dir.join("rack.log");
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(&path);
+    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+    let filter = tracing_subscriber::EnvFilter::try_from_env("CROFT_RACK_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_writer(std::sync::Mutex::new(file))
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(false)
+        .init();
+    Ok(())
 }
 
 fn run(cli: &Cli) -> anyhow::Result<u8> {

@@ -45,6 +45,11 @@ pub(crate) async fn build(rack: &RackInfo) -> Result<(), RackError> {
         "all/arp_ignore=1",
         "all/arp_announce=2",
         "all/rp_filter=1",
+        // Nothing that a node says changes the fabric's routes or addresses.
+        "all/accept_redirects=0",
+        "default/accept_redirects=0",
+        "ipv6:default/accept_redirects=0",
+        "ipv6:default/accept_ra=0",
     ])
     .await?;
     run_with_input(in_filter(), &filter(rack)).await?;

@@ -48,7 +48,8 @@ pub(crate) fn arguments(rack: &RackInfo, node: &NodeInfo) -> Vec<String> {
         Firmware::Bios => {
             // Without graphics SeaBIOS, and with it iPXE's ROM, speaks on the serial console.
             add("machine", "pc,graphics=off".to_owned());
-            add("boot", "n,menu=off,strict=on".to_owned());
+            // A boot that finds no server is tried again, as real firmware does.
+            add("boot", "n,menu=off,strict=on,reboot-timeout=1000".to_owned());
         }
         Firmware::Uefi => {
             add("machine", "q35,smm=off,graphics=off".to_owned());

@@ -96,6 +96,7 @@ fn daemon(rack: &RackInfo, program: &'static str, args: &[&str]) -> Result<Child
         .current_dir(&dir)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
+        .stderr(Stdio::null())
         // Ctrl-C on the terminal is for the rack's command, not for the rack.
         .process_group(0)
         .kill_on_drop(true)
