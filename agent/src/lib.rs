@@ -101,6 +101,7 @@ pub async fn run<M: Machine>(
         sessions: Sessions::new(&options.run_dir),
         links: Links { check, health, membership: orders, applied },
         phase: Phase::Unspecified,
+        poll: 0,
         identity: None,
     };
     let settings = membership::Settings {

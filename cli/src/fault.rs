@@ -138,7 +138,7 @@ pub fn root_cause(error: &(dyn Error + 'static)) -> String {
 }
 
 fn refusal(status: &Status) -> String {
-    let said = printable(status.message(), ' ');
+    let said = printable(status.message(), '\n');
     match (status.code(), said.as_str()) {
         (Code::Unauthenticated, "") => "control does not know the profile's token".to_owned(),
         (code, "") => format!("control refuses: {}", code.description()),
@@ -180,6 +180,8 @@ mod tests {
     fn an_escape_sequence_from_elsewhere_does_not_reach_the_terminal() {
         let fault = Fault::of(Status::not_found("no farm \u{1b}[2J"), "https://x");
         assert_eq!(fault.to_string(), "no farm ?[2J");
+        let fault = Fault::of(Status::failed_precondition("too few nodes\nno image"), "https://x");
+        assert_eq!(fault.to_string(), "too few nodes\nno image", "each reason keeps its line");
         assert_eq!(
             Fault::of(Status::unauthenticated(""), "x").to_string(),
             "control does not know the profile's token"

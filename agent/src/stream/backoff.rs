@@ -7,7 +7,7 @@ const FIRST: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(2);
 
 /// After a refusal: only an operator or a new boot changes that.
-const REFUSED: Duration = Duration::from_secs(10);
+const REFUSED: Duration = Duration::from_secs(5);
 
 /// Counts attempts since the last success.
 #[derive(Debug, Default)]

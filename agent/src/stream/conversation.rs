@@ -21,7 +21,7 @@ use super::Stream;
 use crate::config::ConfigError;
 use crate::health::{Check, InvalidCheck};
 use crate::machine::{Machine, Nic, parse_cidr};
-use crate::membership::{Identity, Order, whole};
+use crate::membership::{Applied, Identity, Order, whole};
 
 /// From dialling to Welcome.
 const ATTACH_DEADLINE: Duration = Duration::from_secs(10);
@@ -123,13 +123,32 @@ impl<M: Machine> Stream<M> {
                     }
                     let applied = self.links.applied.borrow_and_update().clone();
                     if let Some(applied) = applied {
-                        let (version, error) = (applied.version, applied.error);
-                        let message = MembershipApplied { version, error };
-                        send(&out, agent_message::Body::MembershipApplied(message)).await?;
+                        self.report(applied, &out).await?;
                     }
                 }
             }
         }
+    }
+
+    /// Reports a membership, on a balancer after the sessions that it holds *now*: whoever has seen
+    /// the version must not take sessions counted before it for those that are left.
+    async fn report(&mut self, applied: Applied, out: &Out) -> Result<(), Broken> {
+        let backends = self.sessions.now().await;
+        if !backends.is_empty() {
+            let (health, health_detail) = self.health();
+            // Without a load: that is for polls, which rates are taken between.
+            let sample = Sample {
+                poll: self.poll,
+                load: None,
+                health: health.into(),
+                health_detail,
+                backends,
+            };
+            send(out, agent_message::Body::Sample(sample)).await?;
+        }
+        let (version, error) = (applied.version, applied.error);
+        let message = MembershipApplied { version, error };
+        send(out, agent_message::Body::MembershipApplied(message)).await
     }
 
     async fn attach(
@@ -245,15 +264,19 @@ impl<M: Machine> Stream<M> {
                 return None;
             }
         };
-        let report = self.links.health.borrow().clone();
-        // A draining member's service is well, but it is not to be given work.
-        let draining = self.phase == Phase::Drain;
-        let (health, health_detail) = match draining {
-            true => (Health::Unhealthy, "draining".to_owned()),
-            false => (report.health, report.detail),
-        };
+        self.poll = poll;
+        let (health, health_detail) = self.health();
         let backends = self.sessions.now().await;
         Some(Sample { poll, load: Some(load), health: health.into(), health_detail, backends })
+    }
+
+    /// What the checks show. A draining member's service is well, but it is not to be given work.
+    fn health(&self) -> (Health, String) {
+        if self.phase == Phase::Drain {
+            return (Health::Unhealthy, "draining".to_owned());
+        }
+        let report = self.links.health.borrow();
+        (report.health, report.detail.clone())
     }
 }
 

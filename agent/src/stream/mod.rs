@@ -45,7 +45,10 @@ pub(crate) struct Stream<M> {
     pub sampler: Sampler,
     pub sessions: Sessions,
     pub links: Links,
+    /// What bootd last ordered.
     pub phase: Phase,
+    /// Number of the newest poll.
+    pub poll: u64,
     pub identity: Option<membership::Identity>,
 }
 

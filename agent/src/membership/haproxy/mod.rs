@@ -151,6 +151,8 @@ impl Haproxy {
             }
             Some(process) => {
                 write_checked(&self.paths, &text).await?;
+                // Which layout runs is not known again before the new worker has answered.
+                self.running = None;
                 process.reload(&self.paths).await?;
             }
             None => {

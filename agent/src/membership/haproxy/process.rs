@@ -79,7 +79,11 @@ impl Process {
             .map_err(|source| HaproxyError::Run { program: paths.program.clone(), source })?;
         let number = child.id().and_then(|id| i32::try_from(id).ok()).ok_or(HaproxyError::Ended)?;
         let mut process = Self { pid: Pid::from_raw(number), child: Some(child) };
-        process.wait_for_worker(paths, None).await?;
+        if let Err(error) = process.wait_for_worker(paths, None).await {
+            // Nothing of a failed attempt stays behind to hold its ports.
+            process.stop(Duration::from_millis(500)).await;
+            return Err(error);
+        }
         tracing::info!(pid = number, "HAProxy started");
         Ok(process)
     }
