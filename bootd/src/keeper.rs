@@ -239,3 +239,7 @@ fn explain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+#[path = "keeper_tests.rs"]
+mod tests;

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -37,23 +38,26 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
     match arguments.command {
         Command::Run { config } => match Config::load(&config) {
-            Ok(config) => finish(until_signal(async |stop| {
-                Ok(croft_bootd::run(config, stop).await?)
-            })),
+            Ok(config) => {
+                finish(until_signal(async |stop| Ok(croft_bootd::run(config, stop).await?)))
+            }
             Err(error) => {
                 let error = anyhow::Error::new(error);
                 eprintln!("croft-bootd: {error:#}");
                 ExitCode::from(BAD_CONFIG)
             }
         },
-        Command::Target(arguments) => finish(until_signal(async |stop| {
-            Ok(croft_bootd::run_target(arguments, stop).await?)
-        })),
+        Command::Target(arguments) => {
+            finish(until_signal(async |stop| Ok(croft_bootd::run_target(arguments, stop).await?)))
+        }
     }
 }
 

@@ -110,8 +110,7 @@ async fn run_parts(config: Config, stop: CancellationToken) -> Result<(), Fault>
     keeper.zone();
 
     let ready = Ready::default();
-    let servers =
-        Arc::new(Servers { desk: Arc::clone(&desk), programs, certificate, target });
+    let servers = Arc::new(Servers { desk: Arc::clone(&desk), programs, certificate, target });
     let supervisor =
         Supervisor::new(Arc::clone(&holder), servers, Links::new(handle), ready.clone());
     let parts = EdgeParts {
@@ -177,8 +176,8 @@ async fn run_parts(config: Config, stop: CancellationToken) -> Result<(), Fault>
 /// Takes the state directory for this process; the kernel gives it back when the process ends.
 fn lock(state_dir: &Path) -> Result<Flock<File>, Fault> {
     let path = state_dir.join("lock");
-    let file = File::create(&path)
-        .map_err(|source| DurableError::Write { path: path.clone(), source })?;
+    let file =
+        File::create(&path).map_err(|source| DurableError::Write { path: path.clone(), source })?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock)
         .map_err(|_| Fault::InUse { path: state_dir.to_owned() })
 }

@@ -106,10 +106,8 @@ fn lease(
         Client::Firmware(_) => FIRMWARE_LEASE_S,
         Client::Ipxe | Client::Plain => LEASE_S,
     };
-    let mut options = vec![
-        (51, lease_s.to_be_bytes().to_vec()),
-        (1, server.netmask().octets().to_vec()),
-    ];
+    let mut options =
+        vec![(51, lease_s.to_be_bytes().to_vec()), (1, server.netmask().octets().to_vec())];
     let mut file = String::new();
     let mut siaddr = Ipv4Addr::UNSPECIFIED;
     match (request.client, standing) {

@@ -184,12 +184,14 @@ impl Desk {
             Answer::Reply(reply) => Some(reply),
             Answer::Silence => None,
             Answer::AddressInUse => {
-                let text = format!("{} is used by somebody else on its segment", assignment.address);
+                let text =
+                    format!("{} is used by somebody else on its segment", assignment.address);
                 self.tell("address-in-use", assignment, text);
                 None
             }
             Answer::NoProgram(number) => {
-                let text = format!("its firmware has architecture {number}: no boot program for it");
+                let text =
+                    format!("its firmware has architecture {number}: no boot program for it");
                 self.tell("no-boot-program", assignment, text);
                 None
             }
@@ -283,7 +285,8 @@ impl Desk {
             Verdict::Reopen => {
                 self.parts.presence.end(node);
                 self.parts.nudge.notify_one();
-                let text = format!("began boot {serial} by itself, in window {}", assignment.window);
+                let text =
+                    format!("began boot {serial} by itself, in window {}", assignment.window);
                 self.tell("boot-again", assignment, text);
                 return Ok(Some(serial));
             }

@@ -104,7 +104,10 @@ async fn a_boot_goes_from_rom_to_agent_and_its_token_stays_spent_over_a_restart(
     bench.apply(1, |_| {});
     bench.prepare();
     assert_eq!(bench.ask("shop", 1, BIOS).await.expect("offer").file, "undionly.kpxe");
-    assert_eq!(bench.ask("shop", 3, &[BIOS, &[(50, &N1.octets())]].concat()).await.map(|r| r.file), Some("undionly.kpxe".to_owned()));
+    assert_eq!(
+        bench.ask("shop", 3, &[BIOS, &[(50, &N1.octets())]].concat()).await.map(|r| r.file),
+        Some("undionly.kpxe".to_owned())
+    );
     let offer = bench.ask("shop", 1, IPXE).await.expect("offer");
     assert_eq!(offer.file, "http://10.20.1.1/boot/script");
     // The initrd has the token: not before the script, and to nobody else.

@@ -70,11 +70,7 @@ impl Desk {
     ///
     /// # Errors
     /// Not a member's address, no open window, or an image that cannot be used.
-    pub(crate) fn script(
-        &self,
-        segment: &SegmentName,
-        source: IpAddr,
-    ) -> Result<String, Refusal> {
+    pub(crate) fn script(&self, segment: &SegmentName, source: IpAddr) -> Result<String, Refusal> {
         let desired = self.desired();
         let assignment = self.caller(&desired, segment, source)?;
         let boot = self.serving(assignment)?;

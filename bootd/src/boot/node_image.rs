@@ -97,7 +97,8 @@ mod tests {
             serde_json::from_str::<AgentConfig>(&text("croft/agent.json")).expect("JSON"),
             agent
         );
-        for (name, mode) in [("croft", 0o700), ("croft/boot.env", 0o600), ("croft/agent.json", 0o600)]
+        for (name, mode) in
+            [("croft", 0o700), ("croft/boot.env", 0o600), ("croft/agent.json", 0o600)]
         {
             let metadata = std::fs::metadata(dir.path().join(name)).expect("unpacked");
             assert_eq!(metadata.permissions().mode() & 0o777, mode, "{name}");

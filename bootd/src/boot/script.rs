@@ -12,7 +12,9 @@ use crate::desired::{BootMethod, safe_kernel_args};
 /// Arguments that cannot stand on a kernel line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum InvalidScript {
-    #[error("the image's kernel arguments hold a character that iPXE would read as its own; build the image without it")]
+    #[error(
+        "the image's kernel arguments hold a character that iPXE would read as its own; build the image without it"
+    )]
     KernelArgs,
     #[error("the assignment names no image, and its boot method needs one")]
     NoImage,
@@ -155,7 +157,8 @@ mod tests {
 
     #[test]
     fn arguments_that_ipxe_would_expand_or_split_are_refused() {
-        for bad in ["${password}", "a || shell", "a; b", "a\nshell", "a && b", "\"a", "a\\b", "#a"] {
+        for bad in ["${password}", "a || shell", "a; b", "a\nshell", "a && b", "\"a", "a\\b", "#a"]
+        {
             for (image_args, blueprint_args) in [(bad, ""), ("", bad)] {
                 let bad = Recipe { image_args, blueprint_args, ..recipe(BootMethod::Iscsi) };
                 assert_eq!(render(&bad), Err(InvalidScript::KernelArgs));

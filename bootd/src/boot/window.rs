@@ -186,8 +186,11 @@ impl Boot {
     /// The same boot with its token spent: its agent uses its session key. None: that is so
     /// already.
     pub(crate) fn attached(&self) -> Option<Self> {
-        (self.state == State::Open)
-            .then(|| Self { state: State::Attached, token: None, ..self.clone() })
+        (self.state == State::Open).then(|| Self {
+            state: State::Attached,
+            token: None,
+            ..self.clone()
+        })
     }
 }
 

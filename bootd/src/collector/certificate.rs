@@ -38,10 +38,8 @@ impl CollectorCertificate {
             return Ok(Self { pem: text(pem)?, key: Secret::new(text(key)?) });
         }
         let made = rcgen::generate_simple_self_signed([COLLECTOR_SERVER_NAME.to_owned()])?;
-        let this = Self {
-            pem: made.cert.pem(),
-            key: Secret::new(made.signing_key.serialize_pem()),
-        };
+        let this =
+            Self { pem: made.cert.pem(), key: Secret::new(made.signing_key.serialize_pem()) };
         durable::write(&key, this.key.expose().as_bytes())?;
         durable::write(&pem, this.pem.as_bytes())?;
         Ok(this)

@@ -78,7 +78,12 @@ impl Faults {
     }
 
     /// Parses a field; notes a fault if it does not.
-    fn parse<T: FromStr<Err: fmt::Display>>(&mut self, at: &str, key: &str, text: &str) -> Option<T> {
+    fn parse<T: FromStr<Err: fmt::Display>>(
+        &mut self,
+        at: &str,
+        key: &str,
+        text: &str,
+    ) -> Option<T> {
         match text.parse() {
             Ok(value) => Some(value),
             Err(error) => {
@@ -105,9 +110,8 @@ fn segments(state: &edge::DesiredState, desired: &mut Desired, faults: &mut Faul
     for (i, s) in state.segments.iter().enumerate() {
         let at = format!("segments[{i}]");
         let name = faults.parse(&at, "name", &s.name);
-        let vlan = VlanId::try_from(s.vlan)
-            .map_err(|error| faults.add(&format!("{at}.vlan"), error))
-            .ok();
+        let vlan =
+            VlanId::try_from(s.vlan).map_err(|error| faults.add(&format!("{at}.vlan"), error)).ok();
         let device = DeviceName::new(&s.device);
         if device.is_none() {
             let shown: String = s.device.chars().take(40).collect();

@@ -26,7 +26,9 @@ pub(crate) enum ApplyError {
     Older { offered: Generation, held: Generation },
     #[error("the desired state could not be kept and changed nothing")]
     NotKept(#[source] DurableError),
-    #[error("the desired state in {path} cannot be used ({fault}); remove the file and let control apply it again")]
+    #[error(
+        "the desired state in {path} cannot be used ({fault}); remove the file and let control apply it again"
+    )]
     Damaged { path: PathBuf, fault: String },
 }
 
@@ -49,8 +51,9 @@ impl Holder {
         let path = state_dir.join("desired.state");
         let desired = match durable::read(&path).map_err(ApplyError::NotKept)? {
             None => Desired::default(),
-            Some(bytes) => decode(&bytes)
-                .map_err(|fault| ApplyError::Damaged { path: path.clone(), fault })?,
+            Some(bytes) => {
+                decode(&bytes).map_err(|fault| ApplyError::Damaged { path: path.clone(), fault })?
+            }
         };
         let (changes, _) = watch::channel(desired.generation);
         let now = ArcSwap::from_pointee(desired);

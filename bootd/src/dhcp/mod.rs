@@ -63,12 +63,7 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-async fn answer(
-    socket: Arc<UdpSocket>,
-    segment: SegmentName,
-    desk: Arc<Desk>,
-    request: Request,
-) {
+async fn answer(socket: Arc<UdpSocket>, segment: SegmentName, desk: Arc<Desk>, request: Request) {
     let Some(reply) = desk.dhcp(&segment, &request).await else { return };
     let mac = request.mac;
     let bytes = match reply.encode(&request) {

@@ -245,17 +245,23 @@ impl Reply {
     /// It does not fit what every client takes.
     pub(crate) fn encode(&self, request: &Request) -> Result<Vec<u8>, Unsendable> {
         let mut options = vec![
-            (53, vec![match self.kind {
-                ReplyKind::Offer => 2,
-                ReplyKind::Ack => 5,
-                ReplyKind::Nak => 6,
-            }]),
+            (
+                53,
+                vec![match self.kind {
+                    ReplyKind::Offer => 2,
+                    ReplyKind::Ack => 5,
+                    ReplyKind::Nak => 6,
+                }],
+            ),
             (54, self.server.octets().to_vec()),
         ];
         options.extend(self.options.iter().cloned());
         let relay = request.relay.iter().map(|data| (82, data.clone()));
-        let bare: usize =
-            options.iter().chain(&relay.clone().collect::<Vec<_>>()).map(|(_, d)| 2 + d.len()).sum();
+        let bare: usize = options
+            .iter()
+            .chain(&relay.clone().collect::<Vec<_>>())
+            .map(|(_, d)| 2 + d.len())
+            .sum();
         if let Some(id) = &request.client_id {
             // Worth less than the boot: left out if there is no room.
             if 240 + bare + 2 + id.len() < MAX_REPLY {

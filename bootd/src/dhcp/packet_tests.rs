@@ -41,7 +41,8 @@ fn clients_are_told_apart() {
     let bios: &[u8] = b"PXEClient:Arch:00000:UNDI:002001";
     let uefi: &[u8] = b"PXEClient:Arch:00007:UNDI:003001";
     let http: &[u8] = b"HTTPClient:Arch:00016:UNDI:003001";
-    let cases: [(&[(u8, &[u8])], Client); 10] = [
+    type Case<'a> = (&'a [(u8, &'a [u8])], Client);
+    let cases: [Case<'_>; 10] = [
         (&[(60, bios), (93, &[0, 0])], Client::Firmware(Architecture::Bios)),
         (&[(60, bios)], Client::Firmware(Architecture::Bios)),
         (&[(60, uefi), (93, &[0, 7])], Client::Firmware(Architecture::Uefi)),

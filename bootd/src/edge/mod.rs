@@ -101,13 +101,11 @@ impl Door {
         let service = EdgeServer::new(Service { parts, cancel: cancel.clone() })
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let incoming = stream::unfold(
-            (Gate::new(64, 32), self.listener),
-            async |(gate, listener)| {
+        let incoming =
+            stream::unfold((Gate::new(64, 32), self.listener), async |(gate, listener)| {
                 let accepted = gate.accept(&listener).await.map(|(stream, _)| stream);
                 Some((accepted, (gate, listener)))
-            },
-        );
+            });
         Server::builder()
             .tls_config(self.tls)?
             .http2_keepalive_interval(Some(Duration::from_secs(10)))
@@ -132,10 +130,7 @@ impl Edge for Service {
     type FramesStream = Replies<Frame>;
     type EventsStream = Replies<Event>;
 
-    async fn apply(
-        &self,
-        request: Request<ApplyRequest>,
-    ) -> Result<Response<ApplyReply>, Status> {
+    async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyReply>, Status> {
         let state = request.into_inner().state;
         let state = state.ok_or_else(|| Status::invalid_argument("state: is missing"))?;
         let parts = self.parts.clone();
@@ -162,7 +157,9 @@ impl Edge for Service {
         });
         let applied = applied.await.map_err(|_| Status::internal("the apply was cut off"))?;
         match applied {
-            Ok(Ok(generation)) => Ok(Response::new(ApplyReply { generation: Some(generation.into()) })),
+            Ok(Ok(generation)) => {
+                Ok(Response::new(ApplyReply { generation: Some(generation.into()) }))
+            }
             Ok(Err(())) => Err(Status::unavailable(
                 "the state is held, but not every boot window could be kept; apply it again",
             )),

@@ -69,33 +69,33 @@ impl Framer {
                 health: seen.health.into(),
             });
         }
-        self.queue.extend(
-            frames
-                .into_iter()
-                .map(|(farm, samples)| edge::Frame { farm: farm.to_string(), at_ms, samples }),
-        );
+        self.queue.extend(frames.into_iter().map(|(farm, samples)| edge::Frame {
+            farm: farm.to_string(),
+            at_ms,
+            samples,
+        }));
     }
 }
 
 /// Stored events above `after`, then new ones as they are stored.
-pub(super) fn events(
-    journal: Arc<Journal>,
-    after: u64,
-) -> impl Stream<Item = edge::Event> + Send {
+pub(super) fn events(journal: Arc<Journal>, after: u64) -> impl Stream<Item = edge::Event> + Send {
     let newest = journal.watch();
     let queue = VecDeque::new();
-    stream::unfold((journal, newest, after, queue), async |(journal, mut newest, mut after, mut queue)| {
-        loop {
-            if let Some(event) = queue.pop_front() {
-                let event: edge::Event = event;
-                after = event.sequence;
-                return Some((event, (journal, newest, after, queue)));
+    stream::unfold(
+        (journal, newest, after, queue),
+        async |(journal, mut newest, mut after, mut queue)| {
+            loop {
+                if let Some(event) = queue.pop_front() {
+                    let event: edge::Event = event;
+                    after = event.sequence;
+                    return Some((event, (journal, newest, after, queue)));
+                }
+                newest.borrow_and_update();
+                queue.extend(journal.after(after, PAGE));
+                if queue.is_empty() {
+                    newest.changed().await.ok()?;
+                }
             }
-            newest.borrow_and_update();
-            queue.extend(journal.after(after, PAGE));
-            if queue.is_empty() {
-                newest.changed().await.ok()?;
-            }
-        }
-    })
+        },
+    )
 }

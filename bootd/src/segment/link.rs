@@ -80,8 +80,7 @@ impl Links {
         let device = &segment.device;
         for (key, value) in SETTINGS {
             let path = PathBuf::from(format!("/proc/sys/net/ipv4/conf/{device}/{key}"));
-            std::fs::write(&path, value)
-                .map_err(|source| LinkError::Setting { path, source })?;
+            std::fs::write(&path, value).map_err(|source| LinkError::Setting { path, source })?;
         }
         let wanted = (segment.address.addr(), segment.address.prefix_len());
         let mut there = false;

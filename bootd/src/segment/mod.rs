@@ -69,7 +69,12 @@ pub(crate) struct Supervisor {
 
 impl Supervisor {
     /// A supervisor that has started nothing.
-    pub(crate) fn new(holder: Arc<Holder>, servers: Arc<Servers>, links: Links, ready: Ready) -> Self {
+    pub(crate) fn new(
+        holder: Arc<Holder>,
+        servers: Arc<Servers>,
+        links: Links,
+        ready: Ready,
+    ) -> Self {
         Self {
             holder,
             servers,
@@ -127,8 +132,11 @@ impl Supervisor {
                 Err(error) => self.tell(&segment.name, &error),
             }
         }
-        let running: BTreeMap<_, _> =
-            self.served.iter().map(|(name, served)| (name.clone(), served.running.clone())).collect();
+        let running: BTreeMap<_, _> = self
+            .served
+            .iter()
+            .map(|(name, served)| (name.clone(), served.running.clone()))
+            .collect();
         let plan = Plan::of(&desired.segments, &links, &running);
         for name in &plan.to_stop {
             let device = self.served.get(name).map(|served| served.running.segment.clone());

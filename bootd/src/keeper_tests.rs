@@ -1,0 +1,238 @@
+//! The keeper over a real volume store and real records; the target is a list of sessions.
+
+use std::collections::BTreeMap as Map;
+use std::path::Path;
+use std::sync::Mutex;
+
+use croft_proto::{BlobHash, ImageFile, ImageKind, ImageVersion, Manifest, edge};
+
+use super::*;
+use crate::test_support;
+use crate::volume::ImageStore;
+
+#[derive(Debug, Default)]
+struct Fake(Mutex<Vec<OpenSession>>);
+
+impl Sessions for Fake {
+    fn open_sessions(&self) -> Vec<OpenSession> {
+        self.0.lock().expect("lock").clone()
+    }
+}
+
+struct Bench {
+    keeper: Keeper,
+    sessions: Arc<Fake>,
+}
+
+/// A data image of one megabyte of `fill`.
+fn image(dir: &Path, fill: u8) -> ImageVersion {
+    let store = dir.join("images");
+    for part in ["blobs", "manifests"] {
+        std::fs::create_dir_all(store.join(part)).expect("made");
+    }
+    let disk = vec![fill; 1 << 20];
+    let blob = BlobHash::of(&disk);
+    std::fs::write(store.join("blobs").join(blob.to_string()), &disk).expect("written");
+    let file = ImageFile { size: disk.len() as u64, blob, chunks: vec![blob] };
+    let manifest = Manifest {
+        format: 1,
+        name: "disk".parse().expect("name"),
+        kind: ImageKind::Data,
+        files: Map::from([("disk".to_owned(), file)]),
+        kernel_args: String::new(),
+    };
+    let version = manifest.version();
+    let path = store.join("manifests").join(format!("{version}.json"));
+    std::fs::write(path, manifest.to_bytes()).expect("written");
+    version
+}
+
+fn start(dir: &Path) -> Bench {
+    let desired = Arc::new(Holder::open(dir).expect("holder"));
+    let records = Arc::new(Records::open(dir).expect("records"));
+    let images = Arc::new(ImageStore::open(dir.join("images")));
+    let volumes = Arc::new(VolumeStore::open(dir.join("volumes"), images).expect("volumes"));
+    let sessions = Arc::new(Fake::default());
+    let keeper = Keeper::new(
+        desired,
+        records,
+        volumes,
+        Arc::new(ZoneTable::new()),
+        Arc::clone(&sessions) as _,
+        Arc::new(Notify::new()),
+    );
+    Bench { keeper, sessions }
+}
+
+impl Bench {
+    /// Applies the state of tests over this image; boots are opened as the desk would.
+    fn apply(
+        &self,
+        counter: u64,
+        image: ImageVersion,
+        change: impl FnOnce(&mut edge::DesiredState),
+    ) {
+        let mut state = test_support::state();
+        state.generation = Some(croft_proto::Generation { epoch: 1, counter }.into());
+        for volume in &mut state.volumes {
+            volume.image = image.to_string();
+        }
+        change(&mut state);
+        self.keeper.desired.apply(&state).expect("good");
+    }
+
+    fn open(&self, serial: u64) {
+        for assignment in self.keeper.desired.now().assignments.values() {
+            let boot = Boot::open(assignment, serial, None).expect("randomness");
+            let update = |_: Option<&Boot>| Ok((Some(boot), ()));
+            self.keeper.records.update(&assignment.node, update).expect("kept");
+        }
+    }
+
+    fn prepared(&self) -> bool {
+        let boot = self.keeper.records.get(&"n1".parse().expect("name"));
+        boot.expect("a boot").prepared
+    }
+
+    fn first_byte(&self) -> u8 {
+        let mut byte = [0; 512];
+        let volume = self.keeper.volumes.get(&root()).expect("a volume");
+        volume.read_at(0, &mut byte).expect("read");
+        byte[0]
+    }
+
+    fn write(&self, fill: u8) {
+        let volume = self.keeper.volumes.get(&root()).expect("a volume");
+        volume.write_at(0, &[fill; 4096]).expect("written");
+        volume.flush().expect("flushed");
+    }
+
+    fn session(&self) {
+        let session = OpenSession { node: "n1".parse().expect("name"), since: SystemTime::now() };
+        self.sessions.0.lock().expect("lock").push(session);
+    }
+}
+
+fn root() -> VolumeId {
+    "shop-web-1-root".parse().expect("name")
+}
+
+fn dir() -> tempfile::TempDir {
+    tempfile::tempdir().expect("temporary directory")
+}
+
+#[test]
+fn a_boot_is_prepared_with_a_new_root_and_only_once() {
+    let dir = dir();
+    let version = image(dir.path(), 7);
+    let bench = start(dir.path());
+    bench.apply(1, version, |_| {});
+    bench.open(1);
+    assert!(bench.keeper.outcome(&root()).is_err(), "nothing was made yet");
+    assert!(bench.keeper.settle() && bench.prepared());
+    assert_eq!(bench.keeper.outcome(&root()), Ok(()));
+    bench.write(9);
+    assert!(bench.keeper.settle());
+    assert_eq!(bench.first_byte(), 9, "the volume of a running boot was reset");
+    bench.open(2);
+    assert!(bench.keeper.settle() && bench.prepared());
+    assert_eq!(bench.first_byte(), 7, "a new boot found what the old one wrote");
+}
+
+#[test]
+fn a_persistent_root_is_kept() {
+    let dir = dir();
+    let version = image(dir.path(), 7);
+    let bench = start(dir.path());
+    bench.apply(1, version, |state| state.volumes[0].persistent = true);
+    bench.open(1);
+    bench.keeper.settle();
+    bench.write(9);
+    bench.open(2);
+    assert!(bench.keeper.settle() && bench.prepared());
+    assert_eq!(bench.first_byte(), 9);
+}
+
+#[test]
+fn no_root_is_reset_under_an_open_session() {
+    let dir = dir();
+    let version = image(dir.path(), 7);
+    let bench = start(dir.path());
+    bench.apply(1, version, |_| {});
+    bench.open(1);
+    bench.keeper.settle();
+    bench.write(9);
+    bench.session();
+    bench.open(2);
+    assert!(!bench.keeper.settle() && !bench.prepared());
+    assert!(bench.keeper.outcome(&root()).is_err_and(|why| why.contains("session")));
+    assert_eq!(bench.first_byte(), 9);
+    bench.sessions.0.lock().expect("lock").clear();
+    assert!(bench.keeper.settle() && bench.prepared());
+    assert_eq!(bench.first_byte(), 7);
+}
+
+#[test]
+fn a_kill_before_a_boot_was_prepared_is_made_good() {
+    let dir = dir();
+    let version = image(dir.path(), 7);
+    let bench = start(dir.path());
+    bench.apply(1, version, |_| {});
+    bench.open(1);
+    bench.keeper.settle();
+    bench.write(9);
+    bench.open(2);
+    drop(bench);
+    let bench = start(dir.path());
+    assert!(!bench.prepared());
+    assert!(bench.keeper.settle() && bench.prepared());
+    assert_eq!(bench.first_byte(), 7);
+}
+
+#[test]
+fn an_ephemeral_root_moves_to_another_image_at_a_new_boot() {
+    let dir = dir();
+    let (old, new) = (image(dir.path(), 7), image(dir.path(), 8));
+    let bench = start(dir.path());
+    bench.apply(1, old, |_| {});
+    bench.open(1);
+    bench.keeper.settle();
+    bench.apply(2, new, |state| state.volumes[2].image = old.to_string());
+    bench.keeper.settle();
+    assert!(bench.keeper.outcome(&root()).is_err_and(|why| why.contains("image")));
+    assert_eq!(bench.first_byte(), 7, "the volume of a running boot was replaced");
+    bench.open(2);
+    assert!(bench.keeper.settle() && bench.prepared());
+    assert_eq!(bench.first_byte(), 8);
+}
+
+#[test]
+fn a_missing_image_is_an_error_with_its_cause_and_no_boot() {
+    let dir = dir();
+    let bench = start(dir.path());
+    bench.apply(1, ImageVersion::of(b"nowhere"), |_| {});
+    bench.open(1);
+    bench.keeper.settle();
+    assert!(!bench.prepared());
+    assert!(bench.keeper.outcome(&root()).is_err_and(|why| why.contains("build or import")));
+}
+
+#[test]
+fn volumes_go_when_nobody_wants_them_and_no_session_is_about_to_end() {
+    let dir = dir();
+    let version = image(dir.path(), 7);
+    let bench = start(dir.path());
+    bench.apply(1, version, |_| {});
+    bench.keeper.settle();
+    assert_eq!(bench.keeper.volumes.list().len(), 3);
+    bench.session();
+    bench.apply(2, version, |state| {
+        state.assignments.clear();
+        state.volumes.clear();
+    });
+    assert!(!bench.keeper.settle());
+    assert_eq!(bench.keeper.volumes.list().len(), 3);
+    bench.sessions.0.lock().expect("lock").clear();
+    assert!(bench.keeper.settle());
+    assert_eq!(bench.keeper.volumes.list().len(), 0);
+}
