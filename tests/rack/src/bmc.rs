@@ -34,20 +34,20 @@ struct Bmc {
     credentials: Secret,
 }
 
-/// Opens the node's BMC and serves it until cancelled.
+/// Serves the node's BMC behind `door` until cancelled.
 ///
 /// # Errors
-/// The address cannot be bound, or the server fails.
+/// The server fails.
 pub(crate) async fn serve(
+    door: TcpListener,
     node: NodeInfo,
     power: Power,
     password: &Secret,
     cancel: CancellationToken,
 ) -> Result<(), RackError> {
-    let listener = TcpListener::bind(node.bmc).await.map_err(RackError::system("open a BMC"))?;
     let credentials = Secret::new(format!("{BMC_USER}:{}", password.expose()));
     let bmc = Bmc { node: Arc::new(node), power, credentials };
-    axum::serve(listener, router(bmc))
+    axum::serve(door, router(bmc))
         .with_graceful_shutdown(cancel.cancelled_owned())
         .await
         .map_err(RackError::system("serve a BMC"))

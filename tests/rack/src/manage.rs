@@ -14,6 +14,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -27,6 +28,8 @@ use crate::{RackError, RackInfo, bmc, grid, kvm, network};
 
 /// How long the command may take to end once asked.
 const GRACE: Duration = Duration::from_secs(10);
+/// How long the BMCs may take to finish what they do.
+const PARTS_GRACE: Duration = Duration::from_secs(2);
 
 /// Makes the rack, runs `command` in it and returns its exit status (128 plus the signal if one
 /// ended it). Must run as root of a namespace of its own, under [`init`](crate::init()).
@@ -45,7 +48,7 @@ pub async fn manage(options: &Options, command: &[OsString]) -> Result<u8, RackE
         signal = signals.next() => return Ok(128 + signal),
     };
     let cancel = CancellationToken::new();
-    let mut parts = power_up(&rack, &cancel)?;
+    let mut parts = power_up(&rack, &cancel).await?;
     let ready = begun.elapsed();
     let (nodes, accelerator) = (rack.nodes.len(), &rack.accelerator);
     tracing::info!(nodes, %accelerator, ?ready, "rack is up");
@@ -57,10 +60,16 @@ pub async fn manage(options: &Options, command: &[OsString]) -> Result<u8, RackE
         signal = signals.next() => stop(&mut child, signal).await,
     };
     cancel.cancel();
-    while let Some(ended) = parts.join_next().await {
-        if !matches!(ended, Ok(Ok(()))) {
-            tracing::error!(error = %part_ended(ended), "part of the rack did not end well");
+    let ending = async {
+        while let Some(ended) = parts.join_next().await {
+            if !matches!(ended, Ok(Ok(()))) {
+                tracing::error!(error = %part_ended(ended), "part of the rack did not end well");
+            }
         }
+    };
+    // A client that holds a BMC's connection must not hold the rack; what is left is ended with it.
+    if tokio::time::timeout(PARTS_GRACE, ending).await.is_err() {
+        tracing::warn!("a BMC was still busy");
     }
     result
 }
@@ -134,7 +143,7 @@ async fn bring_up(
 }
 
 /// Starts the nodes' BMCs, and writes the files that tell of them.
-fn power_up(
+async fn power_up(
     rack: &Arc<RackInfo>,
     cancel: &CancellationToken,
 ) -> Result<JoinSet<Result<(), RackError>>, RackError> {
@@ -143,6 +152,8 @@ fn power_up(
     write(&rack.bmc_password_file, &format!("{}\n", password.expose()), 0o600)?;
     let mut parts = JoinSet::new();
     for node in &rack.nodes {
+        // Open before the command starts: it may ask at once.
+        let door = TcpListener::bind(node.bmc).await.map_err(RackError::system("open a BMC"))?;
         let (machine, power) = Machine::new(Arc::clone(rack), node.clone());
         let token = cancel.clone();
         parts.spawn(async move {
@@ -150,7 +161,7 @@ fn power_up(
             Ok(())
         });
         let (node, password, token) = (node.clone(), password.clone(), cancel.clone());
-        parts.spawn(async move { bmc::serve(node, power, &password, token).await });
+        parts.spawn(async move { bmc::serve(door, node, power, &password, token).await });
     }
     write(&rack.path("grid.toml"), &grid::render(rack), 0o644)?;
     let path = rack.path("rack.json");

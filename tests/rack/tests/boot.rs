@@ -37,8 +37,9 @@ for module in $($bb cat /order); do $bb insmod /$module; done
 $bb --install -s /bin
 echo \"croft-rack-test: userland\"
 export PATH=/bin
-# The power button is the only input device.
-(head -c 1 /dev/input/event0 >/dev/null && poweroff -f) &
+button=$(grep -l 'Power Button' /sys/class/input/event*/device/name)
+event=${button#/sys/class/input/}
+(dd if=/dev/input/${event%%/*} of=/dev/null bs=24 count=1 2>/dev/null && poweroff -f) &
 while :; do
     for port in /sys/class/virtio-ports/*; do
         dev=/dev/${port##*/}
