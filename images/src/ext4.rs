@@ -67,7 +67,7 @@ fn make_empty(layout: &Layout, disk: &Path) -> Result<(), Error> {
         .env("E2FSPROGS_FAKE_TIME", TIME)
         // Of the machine's own defaults none counts.
         .env("MKE2FS_CONFIG", "/dev/null")
-        .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0", "-U", &uuid])
+        .args(["-q", "-F", "-b", "4096", "-I", "256", "-m", "0", "-U", &uuid])
         .args(["-L", &label, "-O"])
         .arg(format!("none,{features},dir_index,ext_attr,extent,filetype,flex_bg,huge_file,\
                       large_file,dir_nlink,extra_isize,metadata_csum,64bit,resize_inode,sparse_super"))
@@ -118,4 +118,54 @@ fn fill_script(tree: &Tree, scratch: &Path) -> Result<String, Error> {
         }
     }
     Ok(script)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk_of(tree: &Tree) -> Result<Vec<u8>, Error> {
+        let dir = tempfile::tempdir().expect("directory");
+        let layout = Layout { label: "a-test".to_owned(), size_mib: 16, journal: true };
+        let disk = dir.path().join("disk");
+        write(tree, &layout, dir.path(), &disk)?;
+        let ask = |what: &str| {
+            let mut command = Command::new("debugfs");
+            String::from_utf8(run(command.args(["-R", what]).arg(&disk), "e2fsprogs")?)
+                .map_err(|_| Error::UnusablePath { path: what.to_owned() })
+        };
+        assert_eq!(ask("cat /etc/a file")?, "");
+        assert_eq!(ask("cat \"/etc/a file\"")?, "hello");
+        let list = ask("ls -l /etc")?;
+        assert!(list.lines().any(|l| l.contains("100640 (1)") && l.contains("a file")), "{list}");
+        assert!(ask("stat /link")?.contains("Fast link dest: \"etc\""));
+        Ok(fs::read(&disk).expect("readable"))
+    }
+
+    fn tree() -> Tree {
+        let mut tree = Tree::default();
+        let file = Entry::File(0o640, Content::Bytes(b"hello".to_vec()));
+        tree.insert("etc/a file", file).expect("valid");
+        tree.insert("link", Entry::Link("etc".to_owned())).expect("valid");
+        tree
+    }
+
+    #[test]
+    fn a_tree_always_becomes_the_same_disk() {
+        let first = disk_of(&tree()).expect("written");
+        assert_eq!(first.len(), 16 << 20);
+        assert!(first == disk_of(&tree()).expect("written"), "two disks of one tree differ");
+        let mut other = tree();
+        other.insert("etc/b", Entry::Directory(0o700)).expect("valid");
+        assert!(first != disk_of(&other).expect("written"));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_told() {
+        let mut tree = tree();
+        let large = Entry::File(0o644, Content::Bytes(vec![7; 17 << 20]));
+        tree.insert("large", large).expect("valid");
+        let fault = disk_of(&tree).expect_err("17 MiB do not fit into 16");
+        assert!(matches!(fault, Error::Tool { .. }), "{fault}");
+    }
 }

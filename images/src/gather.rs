@@ -207,7 +207,10 @@ mod tests {
         let fault = taker.take("/bin/prog", "recipe r").expect_err("the loader is missing");
         assert!(fault.to_string().contains("ld-linux-x86-64.so.2"), "{fault}");
 
-        put("lib64/ld-linux-x86-64.so.2", "/lib64/ld-linux-x86-64.so.2");
+        put("lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", "/lib64/ld-linux-x86-64.so.2");
+        fs::create_dir(dir.path().join("lib64")).expect("made");
+        let loader = "/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
+        symlink(loader, dir.path().join("lib64/ld-linux-x86-64.so.2")).expect("linked");
         let mut taker = Taker { roots: &roots, tree: Tree::merged_usr() };
         taker.take("/bin/prog", "recipe r").expect("complete");
         let libraries = "usr/lib/x86_64-linux-gnu";

@@ -1,0 +1,312 @@
+//! A real boot: the web server's test image in an emulated machine, its disk behind tgt, both in a
+//! namespace of their own that any user can make. The disk goes away and comes back.
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{Image, build, lines, packages_cache};
+use croft_images::cpio;
+use croft_images::tree::{Content, Entry, Tree};
+use croft_proto::{BootEnv, Iqn, IscsiLogin, MacAddr, Secret, USERLAND_MARK};
+
+const HOST_NAME: &str = "shop-web-2";
+const INITIATOR: &str = "iqn.2026-11.internal.croft:node.n1";
+const TARGET: &str = "iqn.2026-11.internal.croft:member.shop.web.2";
+/// Generous: the machine may be busy with other things.
+const BOOT: Duration = Duration::from_secs(70);
+
+/// The images, built here unless the environment says where they are.
+fn store() -> PathBuf {
+    if let Some(store) = std::env::var_os("CROFT_IMAGE_DIR").map(PathBuf::from)
+        && Image::find(&store, "web-server-test").is_some()
+    {
+        return store;
+    }
+    let store = Path::new(env!("CARGO_TARGET_TMPDIR")).join("boot-store");
+    let program = Path::new(env!("CARGO_BIN_EXE_croft-images"));
+    let built = build(program, &store, &packages_cache(), &["web-server-test", "shop-content"]);
+    assert_eq!(lines(&built).len(), 2);
+    store
+}
+
+/// Runs [`boots_serves_and_survives_an_outage`] in its namespace.
+#[test]
+fn a_web_server_boots_serves_and_survives_an_outage() {
+    let store = store();
+    let status = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net", "--mount", "--pid", "--fork"])
+        .args(["--kill-child", "--mount-proc"])
+        .arg(std::env::current_exe().expect("own path"))
+        .args(["--exact", "boots_serves_and_survives_an_outage", "--ignored", "--nocapture"])
+        .env("CROFT_IMAGE_DIR", store)
+        .status()
+        .expect("unshare starts");
+    assert!(status.success(), "what happened is above");
+}
+
+#[test]
+#[ignore = "needs a namespace: the test above makes one and runs it there"]
+fn boots_serves_and_survives_an_outage() {
+    let store = PathBuf::from(std::env::var_os("CROFT_IMAGE_DIR").expect("set by the test above"));
+    let dir = tempfile::tempdir().expect("directory");
+    let lo = Command::new("ip").args(["link", "set", "lo", "up"]).status().expect("ip starts");
+    assert!(lo.success());
+    let root = dir.path().join("root");
+    let image = Image::find(&store, "web-server-test").expect("built");
+    let data = Image::find(&store, "shop-content").expect("built");
+    fs::copy(image.file("disk"), &root).expect("copied");
+    // The volume is larger than the image: the file system must grow.
+    File::options().write(true).open(&root).and_then(|f| f.set_len(256 << 20)).expect("grown");
+
+    let mut target = Target::start(dir.path(), &root, &data.file("disk"));
+    let mut guest = Guest::start(dir.path(), &image);
+    guest.wait_for_console(USERLAND_MARK, BOOT);
+
+    // It serves, and says who it is.
+    guest.until("wget -q -O - http://127.0.0.1/health", |out| out.contains("ok"));
+    let page = guest.shell("wget -S -q -O - http://127.0.0.1/ 2>&1");
+    assert!(page.contains("X-Croft-Member: shop-web-2") && page.contains("<h1>"), "{page}");
+    for path in ["whoami", "burn"] {
+        let name = guest.shell(&format!("wget -q -O - http://127.0.0.1/{path}"));
+        assert_eq!(name.trim(), HOST_NAME, "{path}");
+    }
+    assert!(guest.shell("mount").contains("/srv/data type ext4 (ro"));
+
+    // Secrets are where they belong and nowhere else.
+    assert_eq!(guest.shell("stat -c '%a %U' /run/croft/agent.json").trim(), "600 root");
+    let leaks = guest.shell("cat /proc/cmdline /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c '0f0[f]'");
+    assert_eq!(leaks.trim(), "0", "the CHAP secret is in an argument");
+    let kept = "/proc/$(pidof iscsid | cut -d' ' -f1)/root";
+    assert_eq!(guest.shell(&format!("ls {kept}/croft")).matches("No such file").count(), 1);
+    assert!(guest.shell(&format!("ls {kept}/usr/sbin")).contains("iscsistart"));
+
+    // The volume's size is the root's.
+    guest.until("df -m / | tail -n 1 | awk '{print ($2 > 200)}'", |out| out.trim() == "1");
+
+    // An outage is a pause.
+    guest.shell("(croft-disk-load 14 >/tmp/load 2>&1) &");
+    guest.until("ls /var/lib/croft-disk-load | wc -l", |out| {
+        out.trim().parse::<u32>().is_ok_and(|count| count > 20)
+    });
+    target.stop();
+    std::thread::sleep(Duration::from_secs(4)); // the outage itself
+    target = Target::start(dir.path(), &root, &data.file("disk"));
+    let report = guest.until("cat /tmp/load", |out| out.contains("longest pause"));
+    assert!(report.contains(", good"), "{report}");
+    let pause: u32 = report
+        .split("longest pause ")
+        .nth(1)
+        .and_then(|rest| rest.split(' ').next()?.parse().ok())
+        .expect("a number");
+    assert!((3_000..20_000).contains(&pause), "{report}");
+    let errors = guest.shell("dmesg | grep -ciE 'I/O error|remount|EXT4-fs error'");
+    assert_eq!(errors.trim(), "0");
+
+    // The power button turns it off at once, with a clean disk.
+    guest.power_button();
+    target.stop();
+    let check = Command::new("e2fsck").arg("-fn").arg(&root).output().expect("e2fsck starts");
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
+}
+
+/// tgt, serving a root and a data disk.
+struct Target {
+    child: Child,
+}
+
+impl Target {
+    fn start(dir: &Path, root: &Path, data: &Path) -> Self {
+        let socket = dir.join("tgt");
+        let child = Command::new("tgtd")
+            .args(["-f", "--iscsi", "portal=127.0.0.1:3260"])
+            .env("TGT_IPC_SOCKET", &socket)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("tgtd starts");
+        let admin = |line: String| {
+            let deadline = Instant::now() + Duration::from_secs(10);
+            loop {
+                let output = Command::new("tgtadm")
+                    .args(["--lld", "iscsi"])
+                    .args(line.split(' '))
+                    .env("TGT_IPC_SOCKET", &socket)
+                    .output()
+                    .expect("tgtadm starts");
+                if output.status.success() {
+                    return;
+                }
+                let fault = String::from_utf8_lossy(&output.stderr).into_owned();
+                assert!(Instant::now() < deadline, "tgtadm {line}: {fault}");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        let unit = "--op new --mode logicalunit --tid 1 --lun";
+        admin(format!("--op new --mode account --user {INITIATOR} --password {}", secret()));
+        admin(format!("--op new --mode target --tid 1 -T {TARGET}"));
+        admin(format!("{unit} 1 -b {}", root.display()));
+        admin(format!("{unit} 2 -b {}", data.display()));
+        admin(format!("--op bind --mode account --tid 1 --user {INITIATOR}"));
+        admin("--op bind --mode target --tid 1 -I ALL".to_owned());
+        Self { child }
+    }
+
+    fn stop(&mut self) {
+        self.child.kill().expect("tgtd runs");
+        self.child.wait().expect("tgtd ends");
+    }
+}
+
+fn secret() -> String {
+    "0f0f".repeat(8)
+}
+
+/// An emulated machine that boots an image with a node's own archive behind its initramfs.
+struct Guest {
+    child: Child,
+    console: PathBuf,
+    shell: UnixStream,
+    monitor: PathBuf,
+}
+
+impl Guest {
+    fn start(dir: &Path, image: &Image) -> Self {
+        let env = BootEnv {
+            host_name: HOST_NAME.to_owned(),
+            boot_nic: "52:54:00:00:00:01".parse::<MacAddr>().expect("valid"),
+            address: Ipv4Addr::new(10, 0, 2, 15),
+            prefix: 24,
+            iscsi: Some(IscsiLogin {
+                initiator: INITIATOR.parse::<Iqn>().expect("valid"),
+                target: TARGET.parse::<Iqn>().expect("valid"),
+                portal: Ipv4Addr::new(10, 0, 2, 2),
+                secret: Secret::new(secret()),
+            }),
+        };
+        let mut tree = Tree::default();
+        let mut put = |path: &str, text: String| {
+            let entry = Entry::File(0o600, Content::Bytes(text.into_bytes()));
+            tree.insert(path, entry).expect("valid");
+        };
+        put("croft/boot.env", env.render().expect("valid"));
+        put("croft/agent.json", "{}".to_owned());
+        tree.insert("croft", Entry::Directory(0o700)).expect("valid");
+        let mut initrd = fs::read(image.file("initrd")).expect("readable");
+        assert_eq!(initrd.len() % 4, 0);
+        initrd.extend(cpio::archive(&tree).expect("archive"));
+        let initrd_path = dir.join("initrd");
+        fs::write(&initrd_path, initrd).expect("written");
+
+        let (console, shell, monitor) =
+            (dir.join("console"), dir.join("shell"), dir.join("monitor"));
+        let child = Command::new("qemu-system-x86_64")
+            .args(["-accel", "tcg", "-cpu", "qemu64,+rdrand", "-m", "384", "-no-reboot"])
+            .args(["-nodefaults", "-no-user-config", "-display", "none"])
+            .arg("-kernel")
+            .arg(image.file("kernel"))
+            .arg("-initrd")
+            .arg(initrd_path)
+            .args(["-append", &image.manifest.kernel_args])
+            .args(["-netdev", "user,id=n0", "-device", "virtio-rng-pci"])
+            .args(["-device", "virtio-net-pci,netdev=n0,mac=52:54:00:00:00:01,romfile="])
+            .args(["-device", "virtio-serial-pci"])
+            .args(["-device", "virtserialport,chardev=shell,name=croft.shell", "-chardev"])
+            .arg(format!("socket,id=shell,path={},server=on,wait=off", shell.display()))
+            .args(["-serial", &format!("file:{}", console.display())])
+            .args(["-qmp", &format!("unix:{},server=on,wait=off", monitor.display())])
+            .spawn()
+            .expect("qemu starts");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let shell = loop {
+            match UnixStream::connect(&shell) {
+                Ok(stream) => break stream,
+                Err(error) => assert!(Instant::now() < deadline, "no shell socket: {error}"),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        shell.set_read_timeout(Some(Duration::from_secs(40))).expect("set");
+        Self { child, console, shell, monitor }
+    }
+
+    fn wait_for_console(&self, mark: &str, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        loop {
+            let text = fs::read(&self.console).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text).into_owned();
+            if text.contains(mark) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "no {mark:?} on the console:\n{text}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Runs a command and returns what it prints.
+    fn shell(&mut self, command: &str) -> String {
+        // Put together by the shell, so that an echo could not be taken for it.
+        let line = format!("{command} 2>&1; printf '\\nend-%s\\n' of-command\n");
+        self.shell.write_all(line.as_bytes()).expect("written");
+        let mut seen = Vec::new();
+        let mut byte = [0];
+        while !seen.ends_with(b"\nend-of-command\n") {
+            if let Err(error) = self.shell.read_exact(&mut byte) {
+                let console = fs::read(&self.console).unwrap_or_default();
+                let console = String::from_utf8_lossy(&console).into_owned();
+                panic!("{command}: {error}\n{}\n{console}", String::from_utf8_lossy(&seen));
+            }
+            seen.push(byte[0]);
+        }
+        let text = String::from_utf8_lossy(&seen).into_owned();
+        text.trim_end_matches("\nend-of-command\n").to_owned()
+    }
+
+    /// Repeats a command until its output is what is wanted, and returns that.
+    fn until(&mut self, command: &str, wanted: impl Fn(&str) -> bool) -> String {
+        let deadline = Instant::now() + Duration::from_secs(40);
+        loop {
+            let out = self.shell(command);
+            if wanted(&out) {
+                return out;
+            }
+            assert!(Instant::now() < deadline, "{command} still prints {out:?}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Presses the power button and waits until the machine is off.
+    fn power_button(&mut self) {
+        let mut monitor = UnixStream::connect(&self.monitor).expect("the monitor listens");
+        monitor
+            .write_all(b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"system_powerdown\"}\n")
+            .expect("written");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.child.try_wait().expect("own child").is_none() {
+            assert!(Instant::now() < deadline, "the power button did nothing");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // After a failed assertion; one that is off already needs nothing.
+        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) && self.child.kill().is_ok() {
+            let _ = self.child.wait();
+        }
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) && self.child.kill().is_ok() {
+            let _ = self.child.wait();
+        }
+    }
+}
