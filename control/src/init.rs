@@ -222,8 +222,17 @@ mod tests {
         let address = "10.255.0.1:7000".parse().expect("valid");
         init(&dir, &bootd, address).await.expect("made");
         for name in [
-            "ca.pem", "ca.key", "control.pem", "control.key", "api.pem", "api.key", "control.db",
-            "operator.toml", "bootd0/ca.pem", "bootd0/edge.pem", "bootd0/edge.key",
+            "ca.pem",
+            "ca.key",
+            "control.pem",
+            "control.key",
+            "api.pem",
+            "api.key",
+            "control.db",
+            "operator.toml",
+            "bootd0/ca.pem",
+            "bootd0/edge.pem",
+            "bootd0/edge.key",
         ] {
             let mode = fs::metadata(dir.join(name)).expect(name).permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{name}");

@@ -76,6 +76,8 @@ pub struct World {
     pub blueprints: BTreeMap<BlueprintName, Kept<Blueprint>>,
     /// Farms.
     pub farms: BTreeMap<FarmName, Kept<Farm>>,
+    /// Revision of the newest-farm key: what adding a farm must compare with.
+    pub newest_farm: u64,
     /// Members.
     pub members: BTreeMap<MemberName, Kept<Member>>,
 }
@@ -91,7 +93,9 @@ impl World {
         world.revision = snapshot.revision;
         for entry in snapshot.entries {
             let (key, value, revision) = (entry.key.as_str(), &entry.value, entry.revision);
-            if key == keys::GRID {
+            if key == keys::NEWEST_FARM {
+                world.newest_farm = revision;
+            } else if key == keys::GRID {
                 world.grid = Some(Kept { value: decode(key, value)?, revision });
             } else if key.starts_with(keys::NODES) {
                 let value: Node = decode(key, value)?;
@@ -126,7 +130,8 @@ impl World {
 /// # Errors
 /// It has another shape.
 pub fn decode<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, LedgerError> {
-    serde_json::from_slice(value).map_err(|source| LedgerError::Decode { key: key.to_owned(), source })
+    serde_json::from_slice(value)
+        .map_err(|source| LedgerError::Decode { key: key.to_owned(), source })
 }
 
 /// A change being put together: all of it is written, or nothing.
@@ -141,7 +146,12 @@ impl Batch {
     ///
     /// # Errors
     /// It cannot be encoded.
-    pub fn put<T: Serialize>(&mut self, key: String, revision: u64, value: &T) -> Result<(), LedgerError> {
+    pub fn put<T: Serialize>(
+        &mut self,
+        key: String,
+        revision: u64,
+        value: &T,
+    ) -> Result<(), LedgerError> {
         self.txn.compares.push(Compare { key: key.clone(), revision });
         self.put_anyway(key, value)
     }

@@ -33,7 +33,7 @@ min = 1
 max = 2
 ";
 
-const POLICY: &str = "[policy]\nquarantine_s = 0\nbootd_settle_s = 0\n[deadlines]\nsoft_power_off = 5\n";
+const POLICY: &str = "[policy]\nquarantine_s = 0\nmax_failures = 1000\nbootd_settle_s = 0\n[deadlines]\nsoft_power_off = 5\n";
 
 /// Members of the farm.
 const MEMBERS: u32 = 2;
@@ -98,8 +98,7 @@ where
 
 async fn is_ready(control: &Control) -> bool {
     let Ok(farm) = control.farm("shop").await else { return false };
-    farm.state == "ready"
-        && farm.tiers.iter().map(|tier| tier.in_service).sum::<u32>() == MEMBERS
+    farm.state == "ready" && farm.tiers.iter().map(|tier| tier.in_service).sum::<u32>() == MEMBERS
 }
 
 async fn is_gone(control: &Control) -> bool {
@@ -225,7 +224,11 @@ async fn killed_after_every_step_of_a_replacement() {
             let settled = nodes.iter().all(|n| n.state == "Idle" || n.state == "InService");
             let is_victim = |n: &&croft_proto::api::Node| n.name == victim;
             let idle = nodes.iter().find(is_victim).is_some_and(|n| n.state == "Idle");
-            if settled && idle && is_ready(&control).await { Ok(()) } else { Err(format!("{nodes:?}")) }
+            if settled && idle && is_ready(&control).await {
+                Ok(())
+            } else {
+                Err(format!("{nodes:?}"))
+            }
         })
         .await;
         assert_eq!(served(&rack, &control).await, expected, "killed after step {k}");

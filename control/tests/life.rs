@@ -18,7 +18,8 @@ const POLICY: &str = "[policy]\nquarantine_s = 1\nagent_silence_s = 3\nbootd_set
 
 /// The shop with short windows.
 fn quick_shop() -> String {
-    SHOP.replace("window_s = 8", "window_s = 2").replace("shrink_window_s = 20", "shrink_window_s = 3")
+    SHOP.replace("window_s = 8", "window_s = 2")
+        .replace("shrink_window_s = 20", "shrink_window_s = 3")
 }
 
 async fn start(nodes: usize) -> (Rack, Control) {
@@ -186,7 +187,8 @@ async fn bad_input_is_refused_whole_and_the_same_input_changes_nothing() {
     assert!(!control.apply_grid(&grid).await.expect("applied").changed);
     assert!(!control.apply_blueprints(BLUEPRINTS).await.expect("applied").changed);
 
-    let twice = grid.replace("port = \"n2p0\"", "port = \"n1p0\"").replace("quarantine_s", "quarantine");
+    let twice =
+        grid.replace("port = \"n2p0\"", "port = \"n1p0\"").replace("quarantine_s", "quarantine");
     let refused = control.apply_grid(&twice).await.expect_err("accepted");
     assert_eq!(refused.code(), Code::InvalidArgument);
     let lines: Vec<_> = refused.message().lines().collect();
@@ -206,7 +208,10 @@ async fn bad_input_is_refused_whole_and_the_same_input_changes_nothing() {
     control.ready("bank", 1).await;
     assert!(!control.apply_farm(BANK).await.expect("applied").changed);
     let moved = BANK.replace("first-bank", "second-bank");
-    assert_eq!(control.apply_farm(&moved).await.expect_err("moved").code(), Code::FailedPrecondition);
+    assert_eq!(
+        control.apply_farm(&moved).await.expect_err("moved").code(),
+        Code::FailedPrecondition
+    );
     let vlans = grid.replace("100-103", "200-203");
     let refused = control.apply_grid(&vlans).await.expect_err("accepted");
     assert_eq!(refused.code(), Code::FailedPrecondition);
@@ -228,7 +233,12 @@ async fn tenants_see_their_own_farms_only() {
             .expect("runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let profile = std::fs::read_to_string(out).expect("profile");
-        profile.split("token = \"").nth(1).and_then(|t| t.split('"').next()).expect("token").to_owned()
+        profile
+            .split("token = \"")
+            .nth(1)
+            .and_then(|t| t.split('"').next())
+            .expect("token")
+            .to_owned()
     };
     let (bank, acme) = (token("first-bank"), token("acme"));
     let mut api = control.api().await.expect("connects");
@@ -236,8 +246,14 @@ async fn tenants_see_their_own_farms_only() {
     assert!(api.get_farm(with_token(get(), &bank)).await.is_ok());
     let hidden = api.get_farm(with_token(get(), &acme)).await.expect_err("seen");
     assert_eq!(hidden.code(), Code::NotFound);
-    assert_eq!(api.delete_farm(with_token(get(), &acme)).await.expect_err("deleted").code(), Code::NotFound);
-    let farm = |text: &str| croft_proto::api::ApplyTextRequest { text: text.to_owned(), file: String::new() };
+    assert_eq!(
+        api.delete_farm(with_token(get(), &acme)).await.expect_err("deleted").code(),
+        Code::NotFound
+    );
+    let farm = |text: &str| croft_proto::api::ApplyTextRequest {
+        text: text.to_owned(),
+        file: String::new(),
+    };
     let foreign = api.apply_farm(with_token(farm(BANK), &acme)).await.expect_err("applied");
     assert_eq!(foreign.code(), Code::PermissionDenied);
     let grid = api.apply_grid(with_token(farm(""), &bank)).await.expect_err("applied");
@@ -266,7 +282,10 @@ async fn the_boot_servers_events_become_ours_once() {
     rack.state.lock().events.extend([event(1, "unknown-node"), event(2, "login-refused")]);
     let merged = || async {
         let events = control.events(0).await;
-        events.into_iter().filter(|e| e.text.ends_with(" 1") || e.text.ends_with(" 2")).collect::<Vec<_>>()
+        events
+            .into_iter()
+            .filter(|e| e.text.ends_with(" 1") || e.text.ends_with(" 2"))
+            .collect::<Vec<_>>()
     };
     eventually("both are there", Duration::from_secs(20), || async {
         let merged = merged().await;
@@ -279,11 +298,108 @@ async fn the_boot_servers_events_become_ours_once() {
     rack.state.lock().events.push(event(3, "attached"));
     eventually("the third is there", Duration::from_secs(20), || async {
         let events = control.events(0).await;
-        let kinds: Vec<_> = events.iter().filter(|e| e.node == "n1" && e.text.contains(' ')).collect();
+        let kinds: Vec<_> =
+            events.iter().filter(|e| e.node == "n1" && e.text.contains(' ')).collect();
         let third = kinds.iter().filter(|e| e.kind == "attached").count();
         let first = kinds.iter().filter(|e| e.kind == "unknown-node").count();
         if (first, third) == (1, 1) { Ok(()) } else { Err(format!("{kinds:?}")) }
     })
     .await;
     assert_eq!(control.nodes().await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_fenced_because_the_boot_server_is_away() {
+    let (rack, control) = start(4).await;
+    control.apply_farm(SHOP).await.expect("applied");
+    control.ready("shop", 3).await;
+    rack.state.lock().edge_dead = true;
+    for machine in rack.state.lock().machines.values_mut() {
+        machine.silent_since = Some(Instant::now());
+    }
+    let end = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < end {
+        let serving = control.nodes().await.iter().filter(|n| n.state == "InService").count();
+        assert_eq!(serving, 3);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // It is back, and hears nobody: that many cannot all have failed.
+    rack.state.lock().edge_dead = false;
+    eventually("healing stops", Duration::from_secs(20), || async {
+        let stopped = control.events(0).await.iter().any(|e| e.kind == "healing-stopped");
+        if stopped { Ok(()) } else { Err("no event".to_owned()) }
+    })
+    .await;
+    assert!(control.nodes().await.iter().all(|n| n.state != "Quarantined"));
+    for machine in rack.state.lock().machines.values_mut() {
+        machine.silent_since = None;
+    }
+    control.ready("shop", 3).await;
+    rack.assert_sound();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_change_is_put_right() {
+    let (rack, control) = start(3).await;
+    control.apply_farm(BANK).await.expect("applied");
+    control.ready("bank", 1).await;
+    let nodes = control.nodes().await;
+    let find = |state: &str| nodes.iter().find(|n| n.state == state).expect("there").name.clone();
+    let (serving, idle) = (find("InService"), find("Idle"));
+    {
+        let mut state = rack.state.lock();
+        state.ports.get_mut(&format!("{serving}p1")).expect("there").tag = Some(EXTERNAL_VLAN);
+        state.ports.get_mut(&format!("{idle}p0")).expect("there").tag = Some(100);
+        state.machines.get_mut(&idle).expect("there").on_since = Some(Instant::now());
+    }
+    eventually("ports and power are right", Duration::from_secs(20), || async {
+        let state = rack.state.lock();
+        let tags = [format!("{serving}p1"), format!("{idle}p0")].map(|port| state.tag(&port));
+        let is_on = state.machines[&idle].on_since.is_some();
+        let right = tags == [Some(fakes::DEAD_VLAN), Some(fakes::IDLE_VLAN)] && !is_on;
+        if right { Ok(()) } else { Err(format!("{tags:?} {is_on}")) }
+    })
+    .await;
+    let kinds: Vec<_> = control.events(0).await.into_iter().map(|e| e.kind).collect();
+    assert!(kinds.iter().any(|kind| kind == "ports-corrected"), "{kinds:?}");
+    assert!(kinds.iter().any(|kind| kind == "power-corrected"), "{kinds:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_older_than_what_was_sent_gets_a_new_epoch() {
+    let (rack, control) = start(3).await;
+    let backup = tempfile::tempdir().expect("a directory");
+    control.kill().await;
+    for file in ["control.db", "control.db-wal"] {
+        let from = rack.path().join(file);
+        if from.exists() {
+            std::fs::copy(from, backup.path().join(file)).expect("copied");
+        }
+    }
+    let control = Control::start(rack.path()).await;
+    control.apply_farm(BANK).await.expect("applied");
+    control.ready("bank", 1).await;
+    control.kill().await;
+    for file in ["control.db", "control.db-wal", "control.db-shm"] {
+        let (to, from) = (rack.path().join(file), backup.path().join(file));
+        if to.exists() {
+            std::fs::remove_file(&to).expect("removed");
+        }
+        if from.exists() {
+            std::fs::copy(from, to).expect("restored");
+        }
+    }
+    let control = Control::start(rack.path()).await;
+    eventually(
+        "the epoch rises and the rack is what the backup says",
+        Duration::from_secs(20),
+        || async {
+            let held = rack.state.lock().generation();
+            let on = rack.state.lock().machines.values().filter(|m| m.on_since.is_some()).count();
+            if held.epoch > 0 && on == 0 { Ok(()) } else { Err(format!("{held} {on}")) }
+        },
+    )
+    .await;
+    control.all_idle().await;
+    rack.assert_all_idle();
 }

@@ -66,7 +66,10 @@ fn put<T: serde::Serialize>(
 }
 
 /// Applies a grid.
-pub async fn grid(ledger: &Ledger, request: &api::ApplyTextRequest) -> Result<api::ApplyReply, Status> {
+pub async fn grid(
+    ledger: &Ledger,
+    request: &api::ApplyTextRequest,
+) -> Result<api::ApplyReply, Status> {
     let grid = parse_grid(&request.text).map_err(|faults| refused(&request.file, &faults))?;
     settle(ledger, |world| draft_grid(world, &grid)).await
 }
@@ -193,8 +196,8 @@ pub async fn farm(
         let blueprints: BTreeMap<_, Blueprint> =
             world.blueprints.iter().map(|(name, kept)| (name.clone(), (**kept).clone())).collect();
         let context = FarmContext { blueprints: &blueprints, external: grid.external.is_some() };
-        let spec =
-            parse_farm(&request.text, &context).map_err(|faults| refused(&request.file, &faults))?;
+        let spec = parse_farm(&request.text, &context)
+            .map_err(|faults| refused(&request.file, &faults))?;
         if !who.may_see(&spec.organization) {
             let own = &who.organization;
             let text = format!("this token is for organization {own}, not {}", spec.organization);
@@ -240,19 +243,15 @@ fn draft_farm(world: &World, grid: &Grid, spec: FarmSpec) -> Result<Draft, Statu
         None => {
             let (vlan, subnet) = free_segment(world, grid).ok_or_else(|| {
                 let (first, last) = (grid.farms.first, grid.farms.last);
-                let text = format!("every farm VLAN, {first} to {last}, is in use: delete a farm first");
+                let text =
+                    format!("every farm VLAN, {first} to {last}, is in use: delete a farm first");
                 Status::failed_precondition(text)
             })?;
             changes.push(format!("farm {name}: added, VLAN {vlan}, subnet {subnet}"));
+            // Two farms added at once must not be given the same segment or the same nodes.
+            put(&mut batch, keys::NEWEST_FARM.to_owned(), world.newest_farm, &name)?;
             let farm = Farm { spec, vlan, subnet, deleting: false, sizes: BTreeMap::new() };
             put(&mut batch, keys::farm(&name), 0, &farm)?;
-        }
-    }
-    // Two farms applied at once must not be given the same segment or the same nodes: both
-    // transactions touch the grid's revision through this comparison of the farms' set.
-    for (other, farm) in &world.farms {
-        if *other != name {
-            batch.require(keys::farm(other), farm.revision);
         }
     }
     batch.event(NewEvent::new("farm-applied", changes.join("; ")).farm(&name));
@@ -284,9 +283,7 @@ fn free_segment(world: &World, grid: &Grid) -> Option<(VlanId, ipnet::Ipv4Net)> 
     (first..=last)
         .filter_map(|id| VlanId::try_from(id).ok())
         .find(|vlan| !taken.contains(vlan))
-        .and_then(|vlan| {
-            Some((vlan, nth_subnet(grid.farms.subnets, u32::from(vlan) - first)?))
-        })
+        .and_then(|vlan| Some((vlan, nth_subnet(grid.farms.subnets, u32::from(vlan) - first)?)))
 }
 
 /// Why the pool cannot hold a farm at its smallest.

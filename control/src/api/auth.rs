@@ -70,13 +70,13 @@ fn bearer(metadata: &MetadataMap) -> Option<(&str, &str)> {
 /// # Errors
 /// `UNAUTHENTICATED`, the same for every kind of bad token.
 pub async fn identify(store: &dyn Store, metadata: &MetadataMap) -> Result<Who, Status> {
-    let refused = || Status::unauthenticated("the token is missing or not valid; check the profile");
+    let refused =
+        || Status::unauthenticated("the token is missing or not valid; check the profile");
     let (token, id) = bearer(metadata).ok_or_else(refused)?;
     let key = keys::token(id);
     let entry = store.get(&key).await.map_err(|e| Status::internal(e.to_string()))?;
     let entry = entry.ok_or_else(refused)?;
-    let kept: Token =
-        decode(&key, &entry.value).map_err(|e| Status::internal(e.to_string()))?;
+    let kept: Token = decode(&key, &entry.value).map_err(|e| Status::internal(e.to_string()))?;
     if bool::from(hash(token).as_bytes().ct_eq(kept.hash.as_bytes())) {
         Ok(Who { organization: kept.organization, role: kept.role })
     } else {
@@ -106,7 +106,8 @@ mod tests {
         let who = identify(&store, &header(&bearer)).await.expect("accepted");
         assert_eq!(who, Who { organization: acme, role: Role::Tenant });
 
-        let other = issue(&store, "b".parse().expect("valid"), Role::Operator).await.expect("issued");
+        let other =
+            issue(&store, "b".parse().expect("valid"), Role::Operator).await.expect("issued");
         let (id, _) = token.expose().split_once('.').expect("two parts");
         let (_, secret) = other.expose().split_once('.').expect("two parts");
         let mixed = format!("Bearer {id}.{secret}");

@@ -101,7 +101,10 @@ impl Control for Service {
         Ok(Response::new(show::grid(grid, &world)))
     }
 
-    async fn list_nodes(&self, request: Request<api::ListNodesRequest>) -> Reply<api::ListNodesReply> {
+    async fn list_nodes(
+        &self,
+        request: Request<api::ListNodesRequest>,
+    ) -> Reply<api::ListNodesReply> {
         let who = self.anyone(&request).await?;
         let world = self.world().await?;
         let visible = world.nodes.iter().filter(|(_, node)| serves_visible(&world, &who, node));
@@ -155,7 +158,10 @@ impl Control for Service {
         Ok(Response::new(show::farm(&world, &self.cx.sight, farm)))
     }
 
-    async fn list_farms(&self, request: Request<api::ListFarmsRequest>) -> Reply<api::ListFarmsReply> {
+    async fn list_farms(
+        &self,
+        request: Request<api::ListFarmsRequest>,
+    ) -> Reply<api::ListFarmsReply> {
         let who = self.anyone(&request).await?;
         let world = self.world().await?;
         let visible = world.farms.values().filter(|farm| who.may_see(&farm.spec.organization));

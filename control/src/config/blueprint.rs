@@ -78,7 +78,10 @@ fn root(table: &mut Table<'_>, method: Option<BootMethod>) -> Option<Root> {
         "ephemeral" => false,
         "persistent" => true,
         other => {
-            root.fault("kind", format!("{other:?} is not a kind; these are: ephemeral, persistent"));
+            root.fault(
+                "kind",
+                format!("{other:?} is not a kind; these are: ephemeral, persistent"),
+            );
             return None;
         }
     };

@@ -37,7 +37,8 @@ pub fn parse_farm(text: &str, context: &FarmContext<'_>) -> Result<FarmSpec, Fau
         check_tiers(&tables, &read, context);
         let most: u64 = read.iter().flatten().map(|tier| u64::from(tier.max)).sum();
         if most > MAX_MEMBERS.into() {
-            let message = format!("its tiers may have {most} members; a farm has {MAX_MEMBERS} addresses");
+            let message =
+                format!("its tiers may have {most} members; a farm has {MAX_MEMBERS} addresses");
             doc.fault("tier", message);
         }
         let tiers = read.into_iter().collect::<Option<Vec<_>>>()?;
@@ -133,7 +134,8 @@ fn check_tiers(tables: &[Table<'_>], tiers: &[Option<TierSpec>], context: &FarmC
             } else if complete && !names.contains_key(&expose.tier) {
                 table.fault("expose", format!("the farm has no tier {}", expose.tier));
             }
-            let backend = names.get(&expose.tier).and_then(|t| context.blueprints.get(&t.blueprint));
+            let backend =
+                names.get(&expose.tier).and_then(|t| context.blueprints.get(&t.blueprint));
             if backend.is_some_and(|blueprint| blueprint.health == Health::None) {
                 let message = format!("tier {} needs a health check to be balanced", expose.tier);
                 table.fault("expose", message);

@@ -1,5 +1,6 @@
 //! `grid.toml`.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -132,7 +133,8 @@ fn deadlines(doc: &mut Table<'_>) -> Deadlines {
     set("releasing", &mut deadlines.releasing);
     set("fencing", &mut deadlines.fencing);
     if deadlines.soft_power_off >= deadlines.powering_off {
-        let message = format!("must be less than powering_off, which is {}", deadlines.powering_off);
+        let message =
+            format!("must be less than powering_off, which is {}", deadlines.powering_off);
         table.fault("soft_power_off", message);
     }
     deadlines
@@ -142,11 +144,12 @@ fn policy(doc: &mut Table<'_>) -> Policy {
     let mut policy = Policy::default();
     let Some(mut table) = doc.optional_table("policy") else { return policy };
     let mut set = |key, range, value: &mut u64| {
-        if let Some(seconds) = table.optional_integer(key, range) {
-            *value = seconds;
+        if let Some(number) = table.optional_integer(key, range) {
+            *value = number;
         }
     };
     set("quarantine_s", 0..=86_400, &mut policy.quarantine_s);
+    set("max_failures", 1..=1000, &mut policy.max_failures);
     set("agent_silence_s", 3..=3600, &mut policy.agent_silence_s);
     set("bootd_settle_s", 0..=3600, &mut policy.bootd_settle_s);
     policy
@@ -173,10 +176,11 @@ fn classes(doc: &mut Table<'_>) -> BTreeMap<ClassName, Class> {
 
 /// Adds a named object, or notes that its name is taken.
 fn insert_once<K: Ord + Display, V>(table: &Table<'_>, map: &mut BTreeMap<K, V>, key: K, value: V) {
-    if map.contains_key(&key) {
-        table.fault("name", format!("{key} is defined twice"));
-    } else {
-        map.insert(key, value);
+    match map.entry(key) {
+        Entry::Occupied(taken) => table.fault("name", format!("{} is defined twice", taken.key())),
+        Entry::Vacant(free) => {
+            free.insert(value);
+        }
     }
 }
 
@@ -316,7 +320,9 @@ fn read_bmc(mut table: Table<'_>, owner: &str, taken: &mut Taken) -> Option<Bmc>
     if let Some(Word(url)) = &url {
         let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
         match host {
-            None | Some("") => table.fault("url", "must be http://HOST[:PORT] or https://HOST[:PORT]"),
+            None | Some("") => {
+                table.fault("url", "must be http://HOST[:PORT] or https://HOST[:PORT]")
+            }
             Some(host) if host.contains('@') => {
                 table.fault("url", "must hold no credentials; use username and password_file");
             }

@@ -77,9 +77,9 @@ impl FromStr for Subnet {
     type Err = String;
 
     fn from_str(s: &str) -> Result<Self, String> {
-        let net: Ipv4Net = s
-            .parse()
-            .map_err(|_| format!("{s:?} is not a subnet; write ADDRESS/PREFIX, for example 10.10.0.0/24"))?;
+        let net: Ipv4Net = s.parse().map_err(|_| {
+            format!("{s:?} is not a subnet; write ADDRESS/PREFIX, for example 10.10.0.0/24")
+        })?;
         if net.network() != net.addr() {
             return Err(format!("{s:?} has host bits; the subnet is {}", net.trunc()));
         }

@@ -115,20 +115,22 @@ impl Default for Deadlines {
     }
 }
 
-/// How failures are treated; seconds.
+/// How failures are treated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
-    /// A fenced node goes back into the idle pool after this.
+    /// Seconds; a fenced node goes back into the idle pool after this.
     pub quarantine_s: u64,
-    /// An agent silent for longer than this has failed.
+    /// Failures within an hour after which only an operator lets a node back.
+    pub max_failures: u64,
+    /// Seconds; an agent silent for longer than this has failed.
     pub agent_silence_s: u64,
-    /// Silence is no evidence until the boot server has run this long.
+    /// Seconds; silence is no evidence until the boot server has run this long.
     pub bootd_settle_s: u64,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { quarantine_s: 300, agent_silence_s: 15, bootd_settle_s: 30 }
+        Self { quarantine_s: 300, max_failures: 3, agent_silence_s: 15, bootd_settle_s: 30 }
     }
 }
 
@@ -203,7 +205,6 @@ pub struct Bmc {
     /// PEM file of the authority that signed an https service's certificate.
     pub ca_file: Option<PathBuf>,
 }
-
 
 #[cfg(test)]
 mod tests {

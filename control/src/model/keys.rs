@@ -5,6 +5,7 @@
 //! model/node/NODE                     Node
 //! model/blueprint/NAME                Blueprint
 //! model/farm/FARM                     Farm
+//! model/newest-farm                   the farm added last; two added at once conflict here
 //! model/member/FARM/TIER/ORDINAL      Member
 //! bootd/NAME                          BootdRecord
 //! event/SEQUENCE                      Event, 20 digits
@@ -28,6 +29,8 @@ pub const NODES: &str = "model/node/";
 pub const BLUEPRINTS: &str = "model/blueprint/";
 /// Prefix of farms.
 pub const FARMS: &str = "model/farm/";
+/// The farm added last.
+pub const NEWEST_FARM: &str = "model/newest-farm";
 /// Prefix of members.
 pub const MEMBERS: &str = "model/member/";
 /// Prefix of events.

@@ -191,4 +191,3 @@ impl Who {
         self.role == Role::Operator || self.organization == *organization
     }
 }
-

@@ -40,7 +40,8 @@ pub fn diff(farm: &Farm, members: &[Seen<'_>]) -> FarmDiff {
         let mut staying: Vec<_> =
             of_tier.iter().filter(|seen| !seen.member.retiring).copied().copied().collect();
         // Whoever is furthest from service goes first, then the highest ordinal.
-        staying.sort_by_key(|seen| (value_of(seen.node), std::cmp::Reverse(seen.member.name.ordinal)));
+        staying
+            .sort_by_key(|seen| (value_of(seen.node), std::cmp::Reverse(seen.member.name.ordinal)));
         let surplus = staying.len().saturating_sub(wanted as usize);
         diff.to_retire.extend(staying.drain(..surplus).map(|seen| seen.member.name.clone()));
         let taken: BTreeSet<u32> = of_tier.iter().map(|seen| seen.member.name.ordinal).collect();

@@ -6,14 +6,14 @@ use croft_proto::NodeName;
 
 use crate::model::{Node, NodeState};
 
-/// The best of these nodes that is idle: fewest failures within the hour, then the longest idle,
-/// then by name.
+/// The best of these nodes that is idle: fewest failures within the hour, then the longest idle
+/// (in minutes), then by name.
 pub fn choose<'a>(nodes: impl Iterator<Item = &'a Node>, now_ms: u64) -> Option<&'a NodeName> {
     nodes
         .filter(|node| node.state == NodeState::Idle)
         .min_by_key(|node| {
-            let idle_s = now_ms.saturating_sub(node.since_ms) / 60_000;
-            (node.recent_failures(now_ms), Reverse(idle_s), &node.name)
+            let idle_minutes = now_ms.saturating_sub(node.since_ms) / 60_000;
+            (node.recent_failures(now_ms), Reverse(idle_minutes), &node.name)
         })
         .map(|node| &node.name)
 }

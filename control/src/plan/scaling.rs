@@ -222,7 +222,13 @@ fn grow(input: &Input<'_>, scaling: &Scaling, want: u32, measured: u32, load: Me
     settled(input, to, rule, needs + &limit, seen)
 }
 
-fn shrink(input: &Input<'_>, scaling: &Scaling, want: u32, measured: u32, load: Measure) -> Verdict {
+fn shrink(
+    input: &Input<'_>,
+    scaling: &Scaling,
+    want: u32,
+    measured: u32,
+    load: Measure,
+) -> Verdict {
     let seen = Some((load, scaling));
     let needs = format!("{} over {measured} members needs only {want}", show(load, scaling));
     if want >= input.size {

@@ -142,7 +142,9 @@ fn silent_members_are_full_for_shrinking_and_idle_for_growing() {
     assert_eq!(to, 2, "a silent member made the tier grow");
 }
 
-fn any_input() -> impl Strategy<Value = (u32, u32, u32, u32, u32, Vec<Option<f64>>, Vec<u32>, u32)> {
+type AnyInput = (u32, u32, u32, u32, u32, Vec<Option<f64>>, Vec<u32>, u32);
+
+fn any_input() -> impl Strategy<Value = AnyInput> {
     (
         0u32..6,
         0u32..10,

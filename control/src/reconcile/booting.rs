@@ -25,7 +25,9 @@ pub async fn step(cx: &Context, subject: Subject<'_>) -> Result<Step, StepError>
                 Stage::Attached if !seen.health_detail.is_empty() => {
                     format!("its health check fails: {}", seen.health_detail)
                 }
-                Stage::Attached if !seen.attached => "its agent is not attached any more".to_owned(),
+                Stage::Attached if !seen.attached => {
+                    "its agent is not attached any more".to_owned()
+                }
                 Stage::Attached => "its health check has not passed".to_owned(),
                 stage => format!("it got no further than {}", stage.as_str_name()),
             }

@@ -210,10 +210,10 @@ impl Context {
         };
         let mut changed = false;
         for (name, switch) in &grid.switches {
-            let of_switch = spec.nics.iter().zip([first, second]).filter(|(n, _)| n.switch == *name);
-            let wanted: Vec<_> = of_switch
-                .map(|(nic, vlan)| WantedPort { port: nic.port.clone(), vlan })
-                .collect();
+            let of_switch =
+                spec.nics.iter().zip([first, second]).filter(|(n, _)| n.switch == *name);
+            let wanted: Vec<_> =
+                of_switch.map(|(nic, vlan)| WantedPort { port: nic.port.clone(), vlan }).collect();
             if wanted.is_empty() {
                 continue;
             }

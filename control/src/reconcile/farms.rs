@@ -12,7 +12,9 @@ use tracing::debug;
 use super::context::{Context, StepError};
 use super::sizes::Sizes;
 use super::transition;
-use crate::model::{Boot, Farm, Grid, ImageRef, Member, NewEvent, Node, NodeState, Transition, keys};
+use crate::model::{
+    Boot, Farm, Grid, ImageRef, Member, NewEvent, Node, NodeState, Transition, keys,
+};
 use crate::plan::farm_diff::{self, Seen};
 use crate::plan::placement;
 use crate::store::{Outcome, Range};
@@ -86,7 +88,14 @@ async fn remove_farm(cx: &Context, farm: &Kept<Farm>) -> Result<bool, StepError>
     let mut batch = Batch::default();
     batch.delete(keys::farm(name), farm.revision);
     for prefix in [keys::farm_decisions(name), keys::farm_holds(name)] {
-        for entry in cx.ledger.store().range(Range::prefix(&prefix)).await.map_err(crate::world::LedgerError::from)?.entries {
+        for entry in cx
+            .ledger
+            .store()
+            .range(Range::prefix(&prefix))
+            .await
+            .map_err(crate::world::LedgerError::from)?
+            .entries
+        {
             batch.delete_anyway(entry.key);
         }
     }
@@ -226,7 +235,8 @@ async fn claim(cx: &Context, world: &World, grid: &Grid) -> Result<bool, StepErr
     let known = world.nodes.values().filter(|node| grid.nodes.contains_key(&node.name));
     let Some(node) = placement::choose(known.map(|node| &**node), now_ms()) else {
         let text = format!("{} waits for a node: the idle pool is empty", member.name);
-        cx.say_once("pool".to_owned(), NewEvent::new("pool-empty", text).member(&member.name)).await?;
+        cx.say_once("pool".to_owned(), NewEvent::new("pool-empty", text).member(&member.name))
+            .await?;
         return Ok(false);
     };
     let mut batch = Batch::default();

@@ -91,8 +91,10 @@ fn silence(view: &BootView, node: &Node) -> Option<Duration> {
 
 fn is_rebooting(seen: &edge::NodeStatus) -> bool {
     use edge::Stage;
-    let under_way =
-        matches!(seen.stage(), Stage::Firmware | Stage::Ipxe | Stage::Script | Stage::Kernel | Stage::Disk);
+    let under_way = matches!(
+        seen.stage(),
+        Stage::Firmware | Stage::Ipxe | Stage::Script | Stage::Kernel | Stage::Disk
+    );
     under_way && !seen.attached
 }
 

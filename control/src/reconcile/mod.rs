@@ -102,7 +102,8 @@ impl Steps {
     /// Starts a step for every node that has none.
     fn start(&mut self, cx: &Arc<Context>, world: &Arc<World>) {
         let busy: BTreeSet<&NodeName> = self.busy.values().collect();
-        let free: Vec<_> = world.nodes.keys().filter(|name| !busy.contains(name)).cloned().collect();
+        let free: Vec<_> =
+            world.nodes.keys().filter(|name| !busy.contains(name)).cloned().collect();
         for name in free {
             let (cx, world, node) = (cx.clone(), world.clone(), name.clone());
             let task = self.tasks.spawn(async move {

@@ -16,9 +16,6 @@ use crate::drivers::power::{PowerState, WantedPower};
 use crate::model::{Member, NewEvent, Node, Transition, keys};
 use crate::world::{Batch, now_ms};
 
-/// Failures within the hour after which only an operator lets a node back.
-const TOO_MANY: usize = 3;
-
 /// Which sides are confirmed, and why the others are not.
 #[derive(Debug, Default)]
 struct Fence {
@@ -96,7 +93,8 @@ fn parted(subject: Subject<'_>, whole: bool) -> Result<Step, StepError> {
     let next = Node { member: None, fenced_ms, withheld, ..(**node).clone() };
     batch.put(keys::node(&node.name), node.revision, &next)?;
     transition::part(&mut batch, subject.world, node)?;
-    let how = if whole { "power off, ports nowhere, zone revoked" } else { "it cannot act any more" };
+    let how =
+        if whole { "power off, ports nowhere, zone revoked" } else { "it cannot act any more" };
     let mut event = NewEvent::new("node-fenced", format!("{}: fenced: {how}", node.name));
     event = event.node(&node.name);
     if let Some(member) = &node.member {
@@ -144,9 +142,11 @@ async fn rest(cx: &Context, subject: Subject<'_>) -> Result<Step, StepError> {
         return parted(subject, true);
     }
     let now = now_ms();
-    let served = now.saturating_sub(fenced) >= subject.grid.policy.quarantine_s * 1000;
-    let trusted = node.recent_failures(now) < TOO_MANY;
-    if !node.release_requested && !(served && trusted) {
+    let policy = &subject.grid.policy;
+    let served = now.saturating_sub(fenced) >= policy.quarantine_s * 1000;
+    let trusted = (node.recent_failures(now) as u64) < policy.max_failures;
+    let may_rest = node.release_requested || (served && trusted);
+    if !may_rest {
         return Step::wait("its time in quarantine, or an operator");
     }
     cx.wire(subject.grid, subject.spec, Place::Idle).await?;

@@ -170,7 +170,8 @@ async fn store(
     batch.put_anyway(keys::decision(name, &tier.name, decision.at_ms), decision)?;
     batch.delete_anyway(keys::hold(name, &tier.name));
     let prefix = keys::decisions(name, &tier.name);
-    let stored = cx.ledger.store().range(Range::prefix(&prefix)).await.map_err(LedgerError::from)?;
+    let stored =
+        cx.ledger.store().range(Range::prefix(&prefix)).await.map_err(LedgerError::from)?;
     let surplus = stored.entries.len().saturating_sub(KEPT_DECISIONS);
     for entry in stored.entries.into_iter().take(surplus) {
         batch.delete_anyway(entry.key);

@@ -18,11 +18,12 @@ pub async fn step(cx: &Context, subject: Subject<'_>) -> Result<Step, StepError>
 
     let view = cx.sight.boot();
     let Some((told, status)) = view.since(node.revision) else {
-        return Step::wait("the boot server does not answer or has not taken over the desired state");
+        return Step::wait(
+            "the boot server does not answer or has not taken over the desired state",
+        );
     };
-    let assigned = |a: &croft_proto::edge::Assignment| {
-        a.node == node.name.as_str() && a.window == node.window
-    };
+    let assigned =
+        |a: &croft_proto::edge::Assignment| a.node == node.name.as_str() && a.window == node.window;
     if !told.assignments.iter().any(assigned) {
         return Step::wait("the boot server is not told of the assignment yet");
     }

@@ -111,10 +111,7 @@ async fn sqlite_keeps_what_it_committed() {
     drop(store);
     let store = SqliteStore::open(&dir.path().join("store.db")).expect("opens again");
     assert_eq!(store.get("a").await.expect("get").expect("there").revision, revision);
-    assert_eq!(
-        commit(&store, vec![], vec![put("b", "1")]).await,
-        Outcome::Committed(revision + 1)
-    );
+    assert_eq!(commit(&store, vec![], vec![put("b", "1")]).await, Outcome::Committed(revision + 1));
 }
 
 #[test]

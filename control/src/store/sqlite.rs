@@ -15,7 +15,9 @@ use std::thread;
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use super::{Change, Entry, Op, Outcome, Range, Snapshot, Store, StoreError, StoreFuture, Txn, Watch};
+use super::{
+    Change, Entry, Op, Outcome, Range, Snapshot, Store, StoreError, StoreFuture, Txn, Watch,
+};
 
 /// The schema that this program reads and writes.
 pub const SCHEMA_VERSION: i64 = 1;

@@ -73,7 +73,11 @@ async fn patch(
     let machine = state.machines.get_mut(&system).ok_or(StatusCode::NOT_FOUND)?;
     machine.overrides += u32::from(body["Boot"]["BootSourceOverrideTarget"] == "Pxe");
     // Every other BMC refuses it, as real ones do.
-    if machine.overrides % 2 == 0 { Err(StatusCode::BAD_REQUEST) } else { Ok(StatusCode::NO_CONTENT) }
+    if machine.overrides % 2 == 0 {
+        Err(StatusCode::BAD_REQUEST)
+    } else {
+        Ok(StatusCode::NO_CONTENT)
+    }
 }
 
 async fn reset(

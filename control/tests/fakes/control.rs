@@ -63,7 +63,8 @@ impl Control {
         let token = token.expect("a token").to_owned();
         let control = Self { child, listen, ca, token };
         eventually("control answers", Duration::from_secs(30), || async {
-            let reply = control.api().await?.list_farms(control.ask(api::ListFarmsRequest {})).await;
+            let reply =
+                control.api().await?.list_farms(control.ask(api::ListFarmsRequest {})).await;
             reply.map(|_| ()).map_err(|e| e.to_string())
         })
         .await;
@@ -149,7 +150,8 @@ impl Control {
 
     pub async fn explain(&self, farm: &str, tier: &str) -> Vec<api::Decision> {
         let mut api = self.api().await.expect("connects");
-        let request = api::ExplainRequest { farm: farm.to_owned(), tier: tier.to_owned(), limit: 50 };
+        let request =
+            api::ExplainRequest { farm: farm.to_owned(), tier: tier.to_owned(), limit: 50 };
         let reply = api.explain(self.ask(request)).await;
         reply.expect("explained").into_inner().decisions
     }
@@ -160,7 +162,11 @@ impl Control {
         eventually(&what, Duration::from_secs(60), || async {
             let farm = self.farm(farm).await.map_err(|e| e.to_string())?;
             let serving: u32 = farm.tiers.iter().map(|tier| tier.in_service).sum();
-            if farm.state == "ready" && serving == members { Ok(()) } else { Err(format!("{farm:?}")) }
+            if farm.state == "ready" && serving == members {
+                Ok(())
+            } else {
+                Err(format!("{farm:?}"))
+            }
         })
         .await;
     }

@@ -60,7 +60,11 @@ impl Fake {
     fn state(&self) -> Result<std::sync::MutexGuard<'_, State>, Status> {
         let mut state = self.state.lock();
         state.advance();
-        if state.edge_dead { Err(Status::unavailable("the boot server is away")) } else { Ok(state) }
+        if state.edge_dead {
+            Err(Status::unavailable("the boot server is away"))
+        } else {
+            Ok(state)
+        }
     }
 }
 
@@ -75,7 +79,8 @@ fn check(state: &mut State, next: &edge::DesiredState) {
                 faults.push(format!("{thing} was given to {other} and to {node}"));
             }
         }
-        if !next.volumes.iter().any(|v| v.id == assignment.root_volume && v.zone == assignment.farm) {
+        if !next.volumes.iter().any(|v| v.id == assignment.root_volume && v.zone == assignment.farm)
+        {
             faults.push(format!("{node} was assigned a volume that is not there"));
         }
         if !next.segments.iter().any(|s| s.name == assignment.segment) {
@@ -145,7 +150,8 @@ fn frames(state: &State) -> Vec<edge::Frame> {
             let attached: Vec<_> = of_farm.filter(|a| state.is_attached(&a.node)).collect();
             let samples = attached.iter().map(|a| {
                 let peers = attached.iter().filter(|b| b.tier == a.tier).count();
-                let work = state.work.get(&format!("{}/{}", a.farm, a.tier)).copied().unwrap_or(0.0);
+                let work =
+                    state.work.get(&format!("{}/{}", a.farm, a.tier)).copied().unwrap_or(0.0);
                 edge::NodeSample {
                     node: a.node.clone(),
                     member: format!("{}/{}/{}", a.farm, a.tier, a.ordinal),
@@ -219,14 +225,17 @@ impl Edge for Fake {
         let every = Duration::from_millis(request.get_ref().interval_ms.into());
         let state = self.state.clone();
         let beat = tokio::time::interval(every);
-        let stream = futures::stream::unfold((state, beat, Vec::new()), |(state, mut beat, mut ready)| async {
-            while ready.is_empty() {
-                beat.tick().await;
-                ready = frames(&state.lock());
-            }
-            let frame = ready.pop().expect("not empty");
-            Some((Ok(frame), (state, beat, ready)))
-        });
+        let stream = futures::stream::unfold(
+            (state, beat, Vec::new()),
+            |(state, mut beat, mut ready)| async {
+                while ready.is_empty() {
+                    beat.tick().await;
+                    ready = frames(&state.lock());
+                }
+                let frame = ready.pop().expect("not empty");
+                Some((Ok(frame), (state, beat, ready)))
+            },
+        );
         Ok(Response::new(Box::pin(stream)))
     }
 
@@ -239,16 +248,17 @@ impl Edge for Fake {
         let after = request.get_ref().after;
         let state = self.state.clone();
         let beat = tokio::time::interval(Duration::from_millis(20));
-        let stream = futures::stream::unfold((state, beat, after), |(state, mut beat, after)| async move {
-            loop {
-                beat.tick().await;
-                let next = state.lock().events.iter().find(|e| e.sequence > after).cloned();
-                if let Some(event) = next {
-                    let after = event.sequence;
-                    return Some((Ok(event), (state, beat, after)));
+        let stream =
+            futures::stream::unfold((state, beat, after), |(state, mut beat, after)| async move {
+                loop {
+                    beat.tick().await;
+                    let next = state.lock().events.iter().find(|e| e.sequence > after).cloned();
+                    if let Some(event) = next {
+                        let after = event.sequence;
+                        return Some((Ok(event), (state, beat, after)));
+                    }
                 }
-            }
-        });
+            });
         Ok(Response::new(Box::pin(stream)))
     }
 }

@@ -77,7 +77,11 @@ impl Credentials {
             let path = dir.join(name);
             std::fs::read(&path).map_err(|source| BootdError::Credentials { path, source })
         };
-        Ok(Self { ca: file("ca.pem")?, certificate: file("control.pem")?, key: file("control.key")? })
+        Ok(Self {
+            ca: file("ca.pem")?,
+            certificate: file("control.pem")?,
+            key: file("control.key")?,
+        })
     }
 }
 

@@ -89,12 +89,17 @@ mod tests {
 
     #[test]
     fn only_a_changed_membership_gets_a_new_version() {
-        let one = plan(&BootdRecord::default(), contents(&["n1"], &["shop/web/1"]), Generation::default());
+        let one = plan(
+            &BootdRecord::default(),
+            contents(&["n1"], &["shop/web/1"]),
+            Generation::default(),
+        );
         let record = one.record.expect("changed");
         let same = plan(&record, contents(&["n1", "n2"], &["shop/web/1"]), record.generation);
         assert!(same.send);
         assert_eq!(same.state.farms[0].version, one.state.farms[0].version);
-        let more = plan(&record, contents(&["n1"], &["shop/web/1", "shop/web/2"]), record.generation);
+        let more =
+            plan(&record, contents(&["n1"], &["shop/web/1", "shop/web/2"]), record.generation);
         assert_eq!(more.state.farms[0].version, one.state.farms[0].version + 1);
     }
 

@@ -29,9 +29,8 @@ pub fn plan(seen: PowerState, wanted: WantedPower) -> Option<&'static str> {
     match (seen, wanted) {
         (PowerState::Off, WantedPower::On) => Some("On"),
         (PowerState::On | PowerState::Between, WantedPower::Off) => Some("ForceOff"),
-        (PowerState::On | PowerState::Between, WantedPower::On) | (PowerState::Off, WantedPower::Off) => {
-            None
-        }
+        (PowerState::On | PowerState::Between, WantedPower::On)
+        | (PowerState::Off, WantedPower::Off) => None,
     }
 }
 

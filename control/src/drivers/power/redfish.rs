@@ -143,9 +143,9 @@ impl Redfish {
         };
         // The semaphore is never closed.
         let _place = self.places.acquire().await.ok();
-        let password = tokio::fs::read_to_string(&bmc.password_file).await.map_err(|source| {
-            PowerError::Password { path: bmc.password_file.clone(), source }
-        })?;
+        let password = tokio::fs::read_to_string(&bmc.password_file)
+            .await
+            .map_err(|source| PowerError::Password { path: bmc.password_file.clone(), source })?;
         let own;
         let client = match &bmc.ca_file {
             None => &self.client,

@@ -65,7 +65,9 @@ pub enum SwitchError {
         fault: String,
     },
     /// Ports that are not there.
-    #[error("switch {address}: bridge {bridge} has no port {ports}; correct the grid or the switch")]
+    #[error(
+        "switch {address}: bridge {bridge} has no port {ports}; correct the grid or the switch"
+    )]
     Missing {
         /// The server.
         address: SocketAddr,
@@ -98,7 +100,11 @@ impl Ovsdb {
     ///
     /// # Errors
     /// See [`SwitchError`]; the ports may then be in either state.
-    pub async fn ensure(&self, switch: &Switch, wanted: &[WantedPort]) -> Result<bool, SwitchError> {
+    pub async fn ensure(
+        &self,
+        switch: &Switch,
+        wanted: &[WantedPort],
+    ) -> Result<bool, SwitchError> {
         let address = switch.address;
         let work = async {
             let _turn = self.turn.lock().await;
