@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::Notify;
@@ -25,6 +26,9 @@ use crate::zone::ZoneTable;
 
 /// Notices that may wait for the journal.
 const NOTICES: usize = 4096;
+
+/// How long connections may take to end when bootd stops; a segment's have half of it.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// bootd could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -152,15 +156,19 @@ async fn run_parts(config: Config, stop: CancellationToken) -> Result<(), Fault>
     });
 
     let mut result = Ok(());
-    while let Some(ended) = tasks.join_next().await {
-        let ended = match ended {
-            Ok((_, Ok(()))) if serving.is_cancelled() => Ok(()),
-            Ok((part, Ok(()))) => Err(Fault::Ended(part)),
-            Ok((_, Err(fault))) => Err(fault),
-            Err(error) => Err(Fault::CutOff(error)),
-        };
-        result = result.and(ended);
-        serving.cancel();
+    if let Some(ended) = tasks.join_next().await {
+        result = judge(ended, &serving);
+    }
+    serving.cancel();
+    let rest = async {
+        while let Some(ended) = tasks.join_next().await {
+            let ended = judge(ended, &serving);
+            result = std::mem::replace(&mut result, Ok(())).and(ended);
+        }
+    };
+    if tokio::time::timeout(GRACE, rest).await.is_err() {
+        tracing::warn!("some connections did not end in time, cutting them off");
+        tasks.shutdown().await;
     }
     if events.lost() > 0 {
         tracing::warn!(lost = events.lost(), "events came too fast to be stored");
@@ -171,6 +179,18 @@ async fn run_parts(config: Config, stop: CancellationToken) -> Result<(), Fault>
     }
     tracing::info!("stopped");
     result
+}
+
+/// What the end of a part means: an error, unless it was told to end.
+fn judge(
+    ended: Result<(&'static str, Result<(), Fault>), tokio::task::JoinError>,
+    serving: &CancellationToken,
+) -> Result<(), Fault> {
+    match ended? {
+        (_, Ok(())) if serving.is_cancelled() => Ok(()),
+        (part, Ok(())) => Err(Fault::Ended(part)),
+        (_, Err(fault)) => Err(fault),
+    }
 }
 
 /// Takes the state directory for this process; the kernel gives it back when the process ends.

@@ -71,6 +71,13 @@ pub(crate) enum AttachRefusal {
     NotKept(#[from] RecordsError),
 }
 
+/// What following did to a boot.
+enum Change {
+    Opened,
+    /// The newest window that was given out.
+    Stale(u64),
+}
+
 impl Desk {
     /// A desk with these parts.
     pub(crate) fn new(parts: DeskParts) -> Self {
@@ -143,21 +150,35 @@ impl Desk {
             }
             // Control went back behind what was given out, or changed the place within one
             // window: what exists is not for this assignment, and a new one needs a new number.
-            Some(boot) if boot.window >= assignment.window => {
+            Some(boot) => Ok({
                 let ended = boot.ended(State::Revoked);
-                let change = (*boot != ended).then_some("revoked a boot of another assignment");
-                Ok((change.map(|_| ended), change))
-            }
-            boot => {
-                let serial = boot.map_or(0, |boot| boot.serial) + 1;
-                let next = Boot::open(assignment, serial, None)?;
-                Ok((Some(next), Some("opened a boot window")))
-            }
+                let stale = boot.window >= assignment.window;
+                if !stale {
+                    let next = Boot::open(assignment, boot.serial + 1, None)?;
+                    (Some(next), Some(Change::Opened))
+                } else if *boot == ended {
+                    (None, None)
+                } else {
+                    (Some(ended), Some(Change::Stale(boot.window)))
+                }
+            }),
+            None => Ok((Some(Boot::open(assignment, 1, None)?), Some(Change::Opened))),
         })?;
-        if let Some(what) = changed {
-            tracing::info!(%node, member = %assignment.member, window = assignment.window, "{what}");
-            self.parts.presence.end(node);
+        let (member, window) = (&assignment.member, assignment.window);
+        match changed {
+            None => return Ok(()),
+            Some(Change::Opened) => {
+                tracing::info!(%node, %member, window, "opened a boot window");
+            }
+            Some(Change::Stale(newest)) => {
+                let text = format!(
+                    "window {window} is not above {newest}, which was for another place: its boot \
+                     is revoked, and a new one needs a higher number"
+                );
+                self.tell("window-stale", assignment, text);
+            }
         }
+        self.parts.presence.end(node);
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! Control's door: mutual TLS on an address of the control LAN, and nowhere else. Control dials.
 
+mod caller;
 mod status;
 mod streams;
 
@@ -131,6 +132,7 @@ impl Edge for Service {
     type EventsStream = Replies<Event>;
 
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyReply>, Status> {
+        caller::check(&request)?;
         let state = request.into_inner().state;
         let state = state.ok_or_else(|| Status::invalid_argument("state: is missing"))?;
         let parts = self.parts.clone();
@@ -169,8 +171,9 @@ impl Edge for Service {
 
     async fn status(
         &self,
-        _request: Request<StatusRequest>,
+        request: Request<StatusRequest>,
     ) -> Result<Response<StatusReply>, Status> {
+        caller::check(&request)?;
         let parts = self.parts.clone();
         let reply = tokio::task::spawn_blocking(move || status::collect(&parts));
         Ok(Response::new(reply.await.map_err(|_| Status::internal("the look was cut off"))?))
@@ -180,6 +183,7 @@ impl Edge for Service {
         &self,
         request: Request<FramesRequest>,
     ) -> Result<Response<Self::FramesStream>, Status> {
+        caller::check(&request)?;
         let interval_ms = request.into_inner().interval_ms;
         if !(100..=60_000).contains(&interval_ms) {
             return Err(Status::invalid_argument("interval_ms: must be 100 to 60000"));
@@ -193,6 +197,7 @@ impl Edge for Service {
         &self,
         request: Request<EventsRequest>,
     ) -> Result<Response<Self::EventsStream>, Status> {
+        caller::check(&request)?;
         let events = streams::events(Arc::clone(&self.parts.journal), request.into_inner().after);
         Ok(Response::new(self.until_stop(events)))
     }

@@ -1,9 +1,10 @@
 //! The servers of one segment: started together, and all ended when one ends.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use croft_proto::SegmentName;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::router;
@@ -24,6 +25,9 @@ pub(crate) struct Servers {
     pub target: Target,
 }
 
+/// How long connections may take to end when a segment is stopped.
+const GRACE: Duration = Duration::from_secs(5);
+
 type Ended = (&'static str, Result<(), Box<dyn std::error::Error + Send + Sync>>);
 
 impl Servers {
@@ -36,17 +40,19 @@ impl Servers {
     ) -> SegmentName {
         let name = segment.name;
         let mut servers = self.start(&name, sockets, &cancel);
-        while let Some(ended) = servers.join_next().await {
-            match ended {
-                Ok((_, Ok(()))) if cancel.is_cancelled() => {}
-                Ok((server, Ok(()))) => tracing::error!(segment = %name, server, "server ended"),
-                Ok((server, Err(error))) => {
-                    tracing::error!(segment = %name, server, error = &*error as &dyn std::error::Error, "server failed");
-                }
-                Err(error) => tracing::error!(segment = %name, %error, "server was cut off"),
+        if let Some(ended) = servers.join_next().await {
+            report(&name, ended, &cancel);
+        }
+        // One is of little use without the others; the supervisor starts all of them again.
+        cancel.cancel();
+        let others = async {
+            while let Some(ended) = servers.join_next().await {
+                report(&name, ended, &cancel);
             }
-            // One is of little use without the others; the supervisor starts all of them again.
-            cancel.cancel();
+        };
+        if tokio::time::timeout(GRACE, others).await.is_err() {
+            tracing::warn!(segment = %name, "some connections did not end in time, cutting them off");
+            servers.shutdown().await;
         }
         name
     }
@@ -92,5 +98,17 @@ impl Servers {
         let router = router::serve(sockets.router, sockets.index, name.clone(), cancel.clone());
         servers.spawn(async { ("router advertisements", router.await.map_err(Into::into)) });
         servers
+    }
+}
+
+fn report(segment: &SegmentName, ended: Result<Ended, JoinError>, cancel: &CancellationToken) {
+    match ended {
+        Ok((_, Ok(()))) if cancel.is_cancelled() => {}
+        Ok((server, Ok(()))) => tracing::error!(%segment, server, "server ended"),
+        Ok((server, Err(error))) => {
+            let error = &*error as &dyn std::error::Error;
+            tracing::error!(%segment, server, error, "server failed");
+        }
+        Err(error) => tracing::error!(%segment, %error, "server was cut off"),
     }
 }

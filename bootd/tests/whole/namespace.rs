@@ -20,13 +20,24 @@ pub fn enter(name: &str) -> bool {
         return true;
     }
     let test = std::env::current_exe().expect("the test's own path");
-    let status = Command::new("unshare")
-        .args(["-Urnm", "--fork", "--pid", "--kill-child", "--mount-proc"])
+    // Killing the test kills what is inside, too.
+    let status = Command::new("setpriv")
+        .args([
+            "--pdeathsig",
+            "KILL",
+            "--",
+            "unshare",
+            "-Urnm",
+            "--fork",
+            "--pid",
+            "--kill-child",
+            "--mount-proc",
+        ])
         .arg(test)
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
         .env(INSIDE, "1")
         .status()
-        .expect("unshare (package util-linux) runs");
+        .expect("setpriv and unshare (package util-linux) run");
     assert!(status.success(), "{name} failed inside its namespaces");
     false
 }
