@@ -1,6 +1,6 @@
 //! `blueprints.toml`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
 use croft_proto::BlueprintName;
@@ -46,6 +46,10 @@ fn blueprint(table: &mut Table<'_>) -> Option<Blueprint> {
     let data = table.list::<ImageRef>("data");
     if data.len() > MAX_DATA {
         table.fault("data", format!("has {} images; {MAX_DATA} are allowed", data.len()));
+    }
+    let names: BTreeSet<_> = data.iter().map(|image| &image.name).collect();
+    if names.len() < data.len() {
+        table.fault("data", "names an image twice");
     }
     if !data.is_empty() && method.is_some_and(|method| !method.has_root()) {
         table.fault("data", "needs boot = \"iscsi\" or \"san\"");
@@ -122,9 +126,12 @@ impl FromStr for KernelArgs {
     type Err = String;
 
     fn from_str(s: &str) -> Result<Self, String> {
-        let legal = |b: u8| b == b' ' || (b.is_ascii_graphic() && !b"\"'\\$`;|&<>".contains(&b));
+        // What boot servers accept: nothing that a boot script or a shell could read as its own.
+        let legal = |b: u8| b.is_ascii_alphanumeric() || b" =.,:/_-+@%".contains(&b);
         if s.len() > 1024 || !s.bytes().all(legal) {
-            return Err("must be at most 1024 plain ASCII characters without quotes".to_owned());
+            let message =
+                "may hold letters, digits, spaces and = . , : / _ - + @ %, up to 1024 bytes";
+            return Err(message.to_owned());
         }
         let lower = s.to_ascii_lowercase();
         for word in ["password", "passwd", "secret", "token", "chap"] {
@@ -166,9 +173,15 @@ mod tests {
             ("kind = \"tcp\"", "kind = \"icmp\"", "blueprint[0].health.kind"),
             ("\"/health\"", "\"health\"", "blueprint[1].health.path"),
             ("[\"shop-content\"]", "[\"Shop\"]", "blueprint[1].data[0]"),
+            ("[\"shop-content\"]", "[\"a\", \"a\"]", "blueprint[1].data: names"),
             ("image = \"web-server\"", "image = \"web-server@1\"", "blueprint[1].image"),
             ("name = \"web-server\"", "name = \"load-balancer\"", "blueprint[1].name"),
             ("role = \"web-server\"", "rôle = 1\nrole = \"web-server\"", ""),
+            (
+                "boot = \"iscsi\"",
+                "boot = \"iscsi\"\nkernel_args = \"quiet; reboot\"",
+                "blueprint[0].kernel_args",
+            ),
             (
                 "boot = \"iscsi\"",
                 "boot = \"iscsi\"\nkernel_args = \"rd.password=x\"",

@@ -215,10 +215,16 @@ fn bootd(doc: &mut Table<'_>) -> Option<Bootd> {
         let name = table.required("name");
         let edge = table.required("edge");
         let device = table.required::<Word<32>>("device");
-        if let Some(Word(device)) = &device
-            && !device.contains("{vlan}")
-        {
-            table.fault("device", "must contain {vlan}, which stands for the VLAN's number");
+        if let Some(Word(device)) = &device {
+            let longest = device.replace("{vlan}", "4094");
+            let legal = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+            if !device.contains("{vlan}") {
+                table.fault("device", "must contain {vlan}, which stands for the VLAN's number");
+            } else if longest.len() > 15 || !longest.bytes().all(legal) {
+                let message =
+                    "must be letters, digits, - _ . and, with VLAN 4094, at most 15 bytes";
+                table.fault("device", message);
+            }
         }
         if i > 0 {
             table.fault("name", "there is one boot server for all segments so far");
@@ -440,6 +446,7 @@ mod tests {
             ("class = \"small\"", "class = \"big\"", "node[0].class"),
             ("switch = \"sw0\"", "switch = \"sw9\"", "node[0].nic[0].switch"),
             ("seg{vlan}", "seg", "bootd[0].device"),
+            ("seg{vlan}", "croft-segment{vlan}", "bootd[0].device"),
             ("http://10.255.0.1:9001", "http://me:pw@10.255.0.1", "node[0].bmc.url"),
         ] {
             let text = GRID.replacen(from, to, 1);

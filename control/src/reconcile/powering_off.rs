@@ -16,12 +16,15 @@ pub async fn step(cx: &Context, subject: Subject<'_>) -> Result<Step, StepError>
         return Ok(Step::Go(Transition::Release));
     }
     let view = cx.sight.boot();
-    // Whoever never attached in this boot has nobody who could shut it down in order.
-    let has_agent = view
-        .node(&node.name)
-        .is_none_or(|seen| seen.window == node.window && seen.stage() == Stage::Attached);
+    // Whoever is seen to be still on its way up has nobody who could shut it down in order. One of
+    // whom nothing is known may have: a boot server that restarted has forgotten who was attached.
+    let is_coming_up = view.node(&node.name).is_some_and(|seen| {
+        let early =
+            matches!(seen.stage(), Stage::Firmware | Stage::Ipxe | Stage::Script | Stage::Kernel);
+        seen.window == node.window && early
+    });
     let soft = Duration::from_secs(subject.grid.deadlines.soft_power_off);
-    if has_agent && subject.age() < soft {
+    if !is_coming_up && subject.age() < soft {
         return Step::wait("its agent shuts it down");
     }
     match cx.bring_power(&node.name, subject.spec, WantedPower::Off).await? {
