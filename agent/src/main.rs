@@ -1,6 +1,5 @@
 //! `croft-agent run`: started by the init of every image of Croft.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -56,7 +55,8 @@ fn main() -> ExitCode {
         .with_env_filter(
             EnvFilter::try_from_env("CROFT_LOG").unwrap_or_else(|_| EnvFilter::new("info")),
         )
-        .with_ansi(std::io::stderr().is_terminal())
+        // A node's console is a terminal that ends in a file.
+        .with_ansi(false)
         .with_target(false)
         .with_writer(std::io::stderr)
         .init();
