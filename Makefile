@@ -24,11 +24,13 @@ packages:
 	@tests/install-packages
 
 build: packages
+	@mkdir -p $(BUILD)
 	cargo build --release --workspace
 	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release -p croft-agent --target x86_64-unknown-linux-gnu
+	strip -o $(BUILD)/croft-agent $(STATIC)/croft-agent
 
 images: build
-	$(BIN)/croft-images build --store $(IMAGES) --agent $(STATIC)/croft-agent --packages-cache $(BUILD)/packages --test
+	$(BIN)/croft-images build --store $(IMAGES) --agent $(BUILD)/croft-agent --packages-cache $(BUILD)/packages --test
 
 run: images
 	$(RACK) --dir $(BUILD)/run -- $(E2E) run

@@ -237,7 +237,8 @@ pub async fn grow(
         site.watch().await?;
         narrator.tell(site).await?;
         let decisions = api.decisions("shop", "web").await?;
-        Ok(decisions.into_iter().find(|d| d.action == "grow"))
+        // The first decision was to grow from nothing to the minimum.
+        Ok(decisions.into_iter().find(|d| d.action == "grow" && d.from > 0))
     })
     .await?;
     ensure!(

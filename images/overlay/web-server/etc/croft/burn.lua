@@ -1,6 +1,6 @@
 -- Costs the same CPU work each time, and answers with the member's name.
 local n = 1
-for i = 1, 100000 do
+for i = 1, 400000 do
     n = (n * 1103515245 + 12345 + i) % 2147483648
 end
 lighty.header["Content-Type"] = "text/plain"
