@@ -187,8 +187,7 @@ impl ZoneTable {
         segment: &SegmentName,
         peer: IpAddr,
     ) -> bool {
-        self.admit(segment, peer, &admission.grant.initiator)
-            .is_ok_and(|now| now.same(admission))
+        self.admit(segment, peer, &admission.grant.initiator).is_ok_and(|now| now.same(admission))
     }
 
     /// The node that a name belongs to, for notices.

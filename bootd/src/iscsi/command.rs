@@ -93,7 +93,7 @@ impl Session {
                 self.collect(asked, length, action, if writes { data } else { &[] }, more, writes);
             }
             Step::Flush => self.work(asked, None, Vec::new(), 0),
-            Step::Work(action) => self.work(asked, Some(action), Vec::new(), 0),
+            Step::Work(action) => self.act(asked, action, &[], 0),
         }
     }
 
@@ -178,7 +178,7 @@ impl Session {
         let want = want as usize;
         let complete = !more && data.len() >= want;
         if complete && length == expected {
-            return self.act(asked, action, &data[..want]);
+            return self.act(asked, action, &data[..want], length);
         }
         let collecting = Collecting::new(action, want, length, data, more);
         self.wait(asked, State::Collecting(collecting));
@@ -197,16 +197,16 @@ impl Session {
         self.tasks.insert(asked.tag, task);
     }
 
-    /// Does a command whose data is there and fits what was expected.
-    fn act(&mut self, asked: Asked, action: Action, data: &[u8]) {
+    /// Does a command whose data is there. `actual` is how much it moves.
+    fn act(&mut self, asked: Asked, action: Action, data: &[u8], actual: u64) {
         let Some(view) = self.view(asked.lun) else { return };
-        if action.may_wait(view, data.len() as u64) {
-            return self.work(asked, Some(action), data.to_vec(), asked.expected.into());
+        if action.may_wait(view, data) {
+            return self.work(asked, Some(action), data.to_vec(), actual);
         }
         match scsi::finish(view, action, data) {
-            Ok(true) => self.work(asked, None, Vec::new(), asked.expected.into()),
+            Ok(true) => self.work(asked, None, Vec::new(), actual),
             Ok(false) => {
-                let residual = Residual::of(asked.expected, asked.expected.into());
+                let residual = Residual::of(asked.expected, actual);
                 self.respond(asked, &Reply::GOOD, residual, 0);
             }
             Err(sense) => {

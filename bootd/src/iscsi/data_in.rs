@@ -62,10 +62,8 @@ impl Session {
     fn send_one(&mut self, sending: &mut Sending) -> bool {
         let asked = sending.asked;
         let room = self.params.max_burst - sending.burst;
-        let length = (sending.total - sending.sent)
-            .min(self.params.max_send)
-            .min(MAX_RECEIVE)
-            .min(room);
+        let length =
+            (sending.total - sending.sent).min(self.params.max_send).min(MAX_RECEIVE).min(room);
         let last = sending.sent + length == sending.total;
         let ends = last || length == room;
         let mut header = Header::new(opcode::DATA_IN);

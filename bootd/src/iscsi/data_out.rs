@@ -7,7 +7,7 @@ use super::session::{End, Session, next_tag};
 use crate::scsi::{self, Action, Reply, Sense};
 
 /// Bytes that one session's tasks may be promised at once; R2Ts beyond it wait.
-const BUDGET: usize = 16 << 20;
+const BUDGET: usize = 32 << 20;
 
 /// A command that waits.
 #[derive(Debug)]
@@ -182,7 +182,7 @@ impl Session {
         let State::Collecting(collecting) = task.state else { return };
         let Collecting { action, data, length, .. } = collecting;
         let Some(view) = self.view(asked.lun) else { return };
-        if action.may_wait(view, data.len() as u64) {
+        if action.may_wait(view, &data) {
             return self.work(asked, Some(action), data, length);
         }
         match scsi::finish(view, action, &data) {

@@ -266,7 +266,9 @@ impl<'a> Login<'a> {
         self.kind = match value("SessionType") {
             None | Some("Normal") => SessionKind::Normal,
             Some("Discovery") => SessionKind::Discovery,
-            Some(_) => return Err(Refusal::new(SESSION_TYPE, "it asks for an unknown session type")),
+            Some(_) => {
+                return Err(Refusal::new(SESSION_TYPE, "it asks for an unknown session type"));
+            }
         };
         let admission = self.zones.admit(self.segment, self.peer, &initiator);
         let admission = admission.map_err(|denial| {
@@ -281,8 +283,8 @@ impl<'a> Login<'a> {
             )
         })?;
         if self.kind == SessionKind::Normal {
-            let target = value("TargetName")
-                .ok_or(Refusal::new(MISSING_PARAMETER, "it named no target"))?;
+            let target =
+                value("TargetName").ok_or(Refusal::new(MISSING_PARAMETER, "it named no target"))?;
             if target != admission.grant.target.as_str() {
                 return Err(Refusal::new(NOT_FOUND, "it asks for a target that is not its own"));
             }

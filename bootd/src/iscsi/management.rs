@@ -6,18 +6,12 @@ use std::collections::VecDeque;
 
 use super::pdu::{Header, opcode};
 use super::session::Session;
-use crate::scsi::Sense;
 
 const COMPLETE: u8 = 0;
 const NO_TASK: u8 = 1;
 const NO_UNIT: u8 = 2;
 const REASSIGN_NOT_SUPPORTED: u8 = 4;
 const NOT_SUPPORTED: u8 = 5;
-
-/// "Bus device reset function occurred".
-const RESET: Sense = Sense::attention(0x29, 0x03);
-/// "Commands cleared by another initiator".
-const CLEARED: Sense = Sense::attention(0x2f, 0x00);
 
 impl Session {
     /// Does a task management function and answers.
@@ -31,18 +25,20 @@ impl Session {
             3 => NOT_SUPPORTED,
             4 => self.with_unit(lun, |session| {
                 session.abort_unit(lun);
-                session.reset_unit(lun, CLEARED);
+                if let Some(view) = session.view(lun) {
+                    view.unit.clear_tasks(&view.nexus);
+                }
             }),
             5 => self.with_unit(lun, |session| {
                 session.abort_unit(lun);
-                session.reset_unit(lun, RESET);
+                session.reset_unit(lun);
             }),
             function @ (6 | 7) => {
                 let luns: Vec<u64> =
                     self.views.iter().map(|view| u64::from(view.lun) << 48).collect();
                 for lun in luns {
                     self.abort_unit(lun);
-                    self.reset_unit(lun, RESET);
+                    self.reset_unit(lun);
                 }
                 cold = function == 7;
                 COMPLETE
@@ -125,10 +121,9 @@ impl Session {
         self.sending.clear();
     }
 
-    /// Aborts the tasks of all sessions on a unit, and tells the others.
-    fn reset_unit(&self, lun: u64, attention: Sense) {
+    fn reset_unit(&self, lun: u64) {
         if let Some(view) = self.view(lun) {
-            view.unit.reset(&view.nexus, attention);
+            view.unit.reset();
         }
     }
 }

@@ -21,7 +21,8 @@ mod portal;
 mod refusals;
 mod registry;
 mod session;
+#[cfg(test)]
+mod tests;
 mod text;
 
 pub use portal::{Limits, Target};
-pub use registry::SessionInfo;

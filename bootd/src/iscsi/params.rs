@@ -172,7 +172,10 @@ mod tests {
         }
         assert!(params.digests.data && !params.digests.header);
         assert!(!params.initial_r2t);
-        assert_eq!((params.max_burst, params.first_burst, params.max_send), (1 << 20, 64 << 10, 256 << 10));
+        assert_eq!(
+            (params.max_burst, params.first_burst, params.max_send),
+            (1 << 20, 64 << 10, 256 << 10)
+        );
         let text = String::from_utf8_lossy(answer.as_bytes()).into_owned();
         assert!(text.contains("MaxRecvDataSegmentLength=262144\0"));
         assert!(text.ends_with("X-unknown=NotUnderstood\0"));

@@ -134,7 +134,11 @@ pub(crate) enum PduFault {
 }
 
 /// Looks for a PDU at the start of `bytes`. `max_data` bounds its data segment.
-pub(crate) fn parse(bytes: &[u8], digests: Digests, max_data: usize) -> Result<Parsed<'_>, PduFault> {
+pub(crate) fn parse(
+    bytes: &[u8],
+    digests: Digests,
+    max_data: usize,
+) -> Result<Parsed<'_>, PduFault> {
     let Some(basic) = bytes.first_chunk::<HEADER>() else {
         return Ok(Parsed::Need(HEADER));
     };
@@ -235,7 +239,9 @@ mod tests {
             };
             assert_eq!(second.header.opcode(), opcode::R2T);
             assert_eq!(length + rest, out.len());
-            assert!(matches!(parse(&out[..length - 1], digests, 100), Ok(Parsed::Need(n)) if n == length));
+            assert!(
+                matches!(parse(&out[..length - 1], digests, 100), Ok(Parsed::Need(n)) if n == length)
+            );
             assert!(matches!(parse(&out, digests, 4), Err(PduFault::TooLong(5))));
         }
     }

@@ -147,9 +147,7 @@ impl Registry {
         let older: Vec<CancellationToken> = {
             let entries = self.lock();
             let older = entries.values().filter(|entry| {
-                entry.initiator == *initiator
-                    && entry.id < id
-                    && entry.kind == SessionKind::Normal
+                entry.initiator == *initiator && entry.id < id && entry.kind == SessionKind::Normal
             });
             older
                 .map(|entry| {

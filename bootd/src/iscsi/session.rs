@@ -81,9 +81,8 @@ type Held = (Header, Vec<u8>);
 pub(super) struct Session {
     stream: TcpStream,
     input: BytesMut,
+    /// What is to be sent: bytes that were sent are gone from it.
     pub(super) out: BytesMut,
-    /// Bytes of `out` that are sent already.
-    sent: usize,
     pub(super) kind: SessionKind,
     pub(super) admission: Admission,
     pub(super) params: Params,
@@ -136,7 +135,6 @@ impl Session {
             stream,
             input,
             out: BytesMut::new(),
-            sent: 0,
             kind: login.kind,
             admission: login.admission,
             params: login.params,
@@ -180,8 +178,9 @@ impl Session {
         loop {
             self.progress()?;
             self.try_send()?;
-            let waiting = self.out.len() - self.sent;
+            let waiting = self.out.len();
             if waiting < HIGH && self.has_more() {
+                // There is room again, so this round gets on.
                 continue;
             }
             if self.closing && waiting == 0 && self.sending.is_empty() {
@@ -192,9 +191,7 @@ impl Session {
             tokio::select! {
                 biased;
                 () = self.around.end.cancelled() => return Err(End::Ended),
-                written = writer.write(&self.out[self.sent..]), if waiting > 0 => {
-                    self.sent += written?;
-                }
+                written = writer.write(&self.out), if waiting > 0 => self.out.advance(written?),
                 read = reader.read_buf(&mut self.input), if take => {
                     if read? == 0 {
                         return Err(End::Closed);
@@ -221,15 +218,13 @@ impl Session {
 
     /// Sends what the socket takes now.
     fn try_send(&mut self) -> Result<(), End> {
-        while self.sent < self.out.len() {
-            match self.stream.try_write(&self.out[self.sent..]) {
-                Ok(written) => self.sent += written,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+        while !self.out.is_empty() {
+            match self.stream.try_write(&self.out) {
+                Ok(written) => self.out.advance(written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error.into()),
             }
         }
-        self.out.clear();
-        self.sent = 0;
         Ok(())
     }
 
@@ -259,7 +254,7 @@ impl Session {
         let mut used = 0;
         let mut need = READ_ROOM;
         let result = loop {
-            if self.closing || self.out.len() - self.sent >= HIGH {
+            if self.closing || self.out.len() >= HIGH {
                 break Ok(());
             }
             match pdu::parse(&input[used..], self.params.digests, MAX_RECEIVE) {

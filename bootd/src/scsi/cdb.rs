@@ -182,9 +182,7 @@ pub fn parse(cdb: &[u8; 16]) -> Result<Command, CdbFault> {
             }
             Command::Unmap { length: be16(cdb, 7) }
         }
-        op::SYNCHRONIZE_CACHE_10 | op::SYNCHRONIZE_CACHE_16 => {
-            Command::SynchronizeCache(span(cdb))
-        }
+        op::SYNCHRONIZE_CACHE_10 | op::SYNCHRONIZE_CACHE_16 => Command::SynchronizeCache(span(cdb)),
         op::PREFETCH_10 | op::PREFETCH_16 => Command::Prefetch(span(cdb)),
         op::READ_DEFECT_DATA_10 => {
             Command::ReadDefectData { ten: true, allocation: be16(cdb, 7).into() }
@@ -237,11 +235,7 @@ pub fn parse(cdb: &[u8; 16]) -> Result<Command, CdbFault> {
                 3 => Which::Either(cdb[3], be16(cdb, 4)),
                 _ => return Err(CdbFault::Field(2, 2)),
             };
-            Command::ReportOpcodes {
-                timeouts: cdb[2] & 0x80 != 0,
-                which,
-                allocation: be32(cdb, 6),
-            }
+            Command::ReportOpcodes { timeouts: cdb[2] & 0x80 != 0, which, allocation: be32(cdb, 6) }
         }
         _ => return Err(CdbFault::Opcode),
     })

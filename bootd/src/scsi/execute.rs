@@ -70,24 +70,37 @@ pub(crate) enum Action {
     Verify { offset: u64, length: u64, one: bool },
     OrWrite { offset: u64, flush: bool },
     CompareAndWrite { offset: u64, flush: bool },
-    WriteSame { offset: u64, length: u64, no_data: bool },
+    WriteSame { offset: u64, length: u64, unmap: bool },
     Unmap,
     ReadThrough { offset: u64, length: u64 },
 }
 
 impl Action {
     /// Whether the work may wait for the disk, or takes so long that it belongs in a thread of
-    /// its own. `length` is that of the data.
-    pub fn may_wait(&self, view: &UnitView, length: u64) -> bool {
+    /// its own.
+    pub fn may_wait(&self, view: &UnitView, data: &[u8]) -> bool {
+        let volume = view.unit.volume();
+        let length = data.len() as u64;
         match *self {
-            Self::Write { offset, .. } => view.unit.volume().may_wait(offset, length),
+            Self::Write { offset, .. } => volume.may_wait(offset, length),
             Self::WriteAndVerify { offset }
             | Self::OrWrite { offset, .. }
             | Self::CompareAndWrite { offset, .. } => {
-                length > CHUNK || view.unit.volume().may_wait(offset, length)
+                length > CHUNK || volume.may_wait(offset, length)
             }
-            Self::Verify { length, .. } => length > CHUNK,
-            Self::WriteSame { .. } | Self::Unmap | Self::ReadThrough { .. } => true,
+            Self::Verify { length, .. } | Self::ReadThrough { length, .. } => length > CHUNK,
+            Self::WriteSame { offset, length, .. } => {
+                length > CHUNK || volume.may_wait(offset, length)
+            }
+            // A list that is wrong is refused without waiting; one that is long takes a while.
+            Self::Unmap => unmap_ranges(data).is_ok_and(|ranges| {
+                let total: u64 = ranges.iter().map(|(_, count)| u64::from(*count) * BLOCK).sum();
+                let waits = |(lba, count): &(u64, u32)| {
+                    let offset = lba.saturating_mul(BLOCK);
+                    volume.may_wait(offset, u64::from(*count) * BLOCK)
+                };
+                total > 16 * CHUNK || ranges.iter().any(waits)
+            }),
         }
     }
 }
@@ -108,7 +121,11 @@ pub(crate) fn sense_of(error: &VolumeError) -> Sense {
 fn failed(view: &UnitView, error: &VolumeError) -> Sense {
     let sense = sense_of(error);
     if sense.key != Sense::LBA_OUT_OF_RANGE.key {
-        tracing::warn!(lun = view.lun, error = error as &dyn std::error::Error, "volume I/O failed");
+        tracing::warn!(
+            lun = view.lun,
+            error = error as &dyn std::error::Error,
+            "volume I/O failed"
+        );
     }
     sense
 }
@@ -127,8 +144,8 @@ fn step(view: &UnitView, cdb: &[u8; 16], expected: u64) -> Result<Step, Sense> {
         CdbFault::Opcode => Sense::INVALID_OPCODE,
         CdbFault::Field(byte, bit) => Sense::INVALID_FIELD_IN_CDB.at(byte, bit),
     })?;
-    let passes = exempt
-        || matches!(command, Command::Release | Command::PreventAllow { prevent: false });
+    let passes =
+        exempt || matches!(command, Command::Release | Command::PreventAllow { prevent: false });
     if !passes && view.unit.reserved_by_other(&view.nexus) {
         return Ok(Step::Done(Reply::conflict()));
     }
@@ -179,13 +196,14 @@ fn data_step(view: &UnitView, command: Command, expected: u64) -> Result<Step, S
             }
             collect(expected, Action::CompareAndWrite { offset, flush: span.fua })
         }
-        Command::WriteSame { span, no_data, .. } => {
+        Command::WriteSame { span, unmap, no_data } => {
             writable(view)?;
             let (offset, length) = range(view, span, false)?;
             // Zero blocks mean all the rest (WSNZ is 0).
             let length =
                 if span.blocks == 0 { view.unit.volume().size_bytes() - offset } else { length };
-            let action = Action::WriteSame { offset, length, no_data };
+            // Without data the blocks become zeros, which is what unmapped blocks are.
+            let action = Action::WriteSame { offset, length, unmap: unmap || no_data };
             match (no_data, expected) {
                 (true, _) => Step::Work(action),
                 (false, BLOCK) => Step::Collect { length: BLOCK, action },
@@ -372,8 +390,10 @@ pub(crate) fn finish(view: &UnitView, action: Action, data: &[u8]) -> Result<boo
             volume.write_at(offset, new).map_err(fail)?;
             Ok(flush)
         }),
-        Action::WriteSame { offset, length, no_data } => {
-            if no_data || data.iter().all(|byte| *byte == 0) {
+        Action::WriteSame { offset, length, unmap } => {
+            // Initiators that ask for unmapping get it whatever data they send along, as other
+            // targets do.
+            if unmap || data.iter().all(|byte| *byte == 0) {
                 volume.discard(offset, length).map_err(fail)?;
                 return Ok(false);
             }

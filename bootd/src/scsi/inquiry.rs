@@ -8,8 +8,8 @@ const REVISION: &[u8; 4] = b"0001";
 
 /// Blocks of 512 bytes in a block of the map: what UNMAP gives back.
 const GRANULARITY: u32 = 8;
-/// Most blocks that one UNMAP names, all descriptors together: 2 GiB.
-pub(crate) const MAX_UNMAP_BLOCKS: u32 = 1 << 22;
+/// Most blocks that one UNMAP names, all descriptors together: 512 MiB.
+pub(crate) const MAX_UNMAP_BLOCKS: u32 = 1 << 20;
 /// Most descriptors of one UNMAP.
 pub(crate) const MAX_UNMAP_DESCRIPTORS: u32 = 256;
 /// Most blocks of one COMPARE AND WRITE.
@@ -62,7 +62,7 @@ fn naa(identity: [u8; 16]) -> [u8; 16] {
     name[0] = 0x60 | 0x0c;
     name[1] = 0x20;
     name[2] = 0xf7;
-    name[3] = 0x00 | (identity[3] & 0x0f);
+    name[3] = identity[3] & 0x0f;
     name
 }
 

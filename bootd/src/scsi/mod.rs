@@ -11,7 +11,6 @@ mod opcodes;
 mod sense;
 mod unit;
 
-pub use cdb::{Command, CdbFault, parse};
 pub(crate) use execute::{Action, Reply, Step, begin, finish, no_unit, report_luns, sense_of};
 pub(crate) use opcodes::op::REPORT_LUNS;
 pub(crate) use sense::Sense;
@@ -20,8 +19,8 @@ pub(crate) use unit::{LogicalUnit, Nexus, UnitView};
 /// Bytes of a logical block.
 pub(crate) const BLOCK: u64 = 512;
 
-/// Most blocks that one command moves: 8 MiB.
-pub(crate) const MAX_TRANSFER_BLOCKS: u32 = 16_384;
+/// Most blocks that one command moves: 32 MiB.
+pub(crate) const MAX_TRANSFER_BLOCKS: u32 = 65_536;
 
 /// SCSI status codes (SAM-5 section 5.3.1).
 pub(crate) mod status {

@@ -102,7 +102,8 @@ impl LogicalUnit {
     /// Ends a session's view, and what does not outlive it (SPC-2 reservation).
     pub fn leave(&self, nexus: &Nexus) {
         self.release(nexus);
-        lock(&self.nexuses).retain(|other| other.upgrade().is_some_and(|other| other.id != nexus.id));
+        lock(&self.nexuses)
+            .retain(|other| other.upgrade().is_some_and(|other| other.id != nexus.id));
     }
 
     /// Resets so far.
@@ -118,8 +119,7 @@ impl LogicalUnit {
 
     /// Reserves for this nexus; `false` if another has it.
     pub fn reserve(&self, nexus: &Nexus) -> bool {
-        let taken =
-            self.holder.compare_exchange(0, nexus.id, Ordering::AcqRel, Ordering::Acquire);
+        let taken = self.holder.compare_exchange(0, nexus.id, Ordering::AcqRel, Ordering::Acquire);
         taken.map_or_else(|holder| holder == nexus.id, |_| true)
     }
 
@@ -129,18 +129,24 @@ impl LogicalUnit {
         let _ = self.holder.compare_exchange(nexus.id, 0, Ordering::AcqRel, Ordering::Acquire);
     }
 
-    /// LOGICAL UNIT RESET: tasks of all sessions are aborted, reservations end, and every nexus
-    /// but the one that asked is told (SAM-5 section 5.14).
-    pub fn reset(&self, by: &Nexus, attention: Sense) {
+    /// LOGICAL UNIT RESET: tasks of all sessions are aborted, reservations end, and every nexus is
+    /// told, the one that asked too (SAM-5 section 6.3.3).
+    pub fn reset(&self) {
         self.resets.fetch_add(1, Ordering::AcqRel);
         self.holder.store(0, Ordering::Release);
-        self.tell_others(by, attention);
+        self.tell(None, Sense::attention(0x29, 0x03));
+    }
+
+    /// CLEAR TASK SET: tasks of all sessions are aborted, and the others are told.
+    pub fn clear_tasks(&self, by: &Nexus) {
+        self.resets.fetch_add(1, Ordering::AcqRel);
+        self.tell(Some(by), Sense::attention(0x2f, 0x00));
     }
 
     /// Raises a unit attention for every nexus but one.
-    pub fn tell_others(&self, by: &Nexus, attention: Sense) {
+    fn tell(&self, but: Option<&Nexus>, attention: Sense) {
         for nexus in lock(&self.nexuses).iter().filter_map(Weak::upgrade) {
-            if nexus.id != by.id {
+            if but.is_none_or(|but| but.id != nexus.id) {
                 nexus.raise(attention);
             }
         }

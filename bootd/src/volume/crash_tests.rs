@@ -310,14 +310,14 @@ fn live(seed: u64, crash: Crash, rounds: u64) {
 
 #[test]
 fn no_crash_loses_what_a_flush_covered() {
-    for seed in 0..300 {
+    for seed in 0..120 {
         live(seed, Crash::Power, 6);
     }
 }
 
 #[test]
 fn a_killed_process_loses_no_answered_write() {
-    for seed in 1000..1200 {
+    for seed in 1000..1100 {
         live(seed, Crash::Kill, 6);
     }
 }

@@ -63,7 +63,9 @@ pub enum VolumeError {
         what: &'static str,
     },
     /// A size that no volume can have.
-    #[error("volume {id} cannot have {size} bytes: give a multiple of 4096, at least the image's {least} and at most {most}")]
+    #[error(
+        "volume {id} cannot have {size} bytes: give a multiple of 4096, at least the image's {least} and at most {most}"
+    )]
     Size {
         /// The volume.
         id: VolumeId,

@@ -85,7 +85,9 @@ impl ImageStore {
                 current: self.current(&manifest.name)? == Some(version),
             });
         }
-        images.sort_by(|a, b| (&a.name, !a.current, a.version).cmp(&(&b.name, !b.current, b.version)));
+        images.sort_by(|a, b| {
+            (&a.name, !a.current, a.version).cmp(&(&b.name, !b.current, b.version))
+        });
         Ok(images)
     }
 

@@ -448,12 +448,7 @@ impl<B: Backing> Layer<B> {
     fn poison(&self, at: u64, source: std::io::Error) -> VolumeError {
         self.poisoned.store(true, Ordering::Release);
         tracing::error!(volume = %self.name, error = %source, "a flush failed; the volume stops");
-        VolumeError::Io {
-            volume: self.name.clone(),
-            operation: "flushing",
-            offset: at,
-            source,
-        }
+        VolumeError::Io { volume: self.name.clone(), operation: "flushing", offset: at, source }
     }
 
     /// Blocks of epochs up to `durable` are settled on disk too: their bytes are free.

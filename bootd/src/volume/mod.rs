@@ -16,8 +16,8 @@ mod map;
 mod store;
 
 pub use error::VolumeError;
-pub use image::{ImageDisk, ImageInfo, ImageStore};
-pub use store::{VolumeInfo, VolumeKind, VolumeSpec, VolumeStore};
+pub use image::{ImageInfo, ImageStore};
+pub use store::{VolumeKind, VolumeSpec, VolumeStore};
 
 /// What the blocks of a range of a volume hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

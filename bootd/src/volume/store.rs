@@ -103,11 +103,6 @@ impl VolumeStore {
         Ok(Self { dir, directory, images, entries: Mutex::new(entries) })
     }
 
-    /// The images that volumes lie over.
-    pub fn images(&self) -> &Arc<ImageStore> {
-        &self.images
-    }
-
     fn lock(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Entry>> {
         // The table is changed only after the disk, in one step.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
@@ -188,7 +183,11 @@ impl VolumeStore {
                 .mode(0o600)
                 .open(&temporary)?;
             let shared = head.kind == VolumeKind::SharedReadOnly;
-            file.set_len(if shared { 2 * PAGE as u64 } else { Geometry::of(head.size).file_size() })?;
+            file.set_len(if shared {
+                2 * PAGE as u64
+            } else {
+                Geometry::of(head.size).file_size()
+            })?;
             Layer::format(&file, head)?;
             Backing::sync(&file)?;
             fs::rename(&temporary, path)?;
@@ -249,9 +248,8 @@ impl VolumeStore {
                         image: entry.head.image,
                         size_bytes: entry.head.size,
                     },
-                    used_bytes: meta.map_or(0, |meta| {
-                        std::os::unix::fs::MetadataExt::blocks(&meta) * 512
-                    }),
+                    used_bytes: meta
+                        .map_or(0, |meta| std::os::unix::fs::MetadataExt::blocks(&meta) * 512),
                 }
             })
             .collect()
@@ -281,9 +279,10 @@ impl VolumeStore {
             }),
             (_, disk) => {
                 let path = self.path(id);
-                let file = OpenOptions::new().read(true).write(true).open(&path).map_err(
-                    |source| VolumeError::Store { operation: "opening volume file", path, source },
-                )?;
+                let file =
+                    OpenOptions::new().read(true).write(true).open(&path).map_err(|source| {
+                        VolumeError::Store { operation: "opening volume file", path, source }
+                    })?;
                 let base = disk.map(|disk| disk as Arc<dyn Base>);
                 Arc::new(Layer::open(id.to_string(), file, base)?)
             }
