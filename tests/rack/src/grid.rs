@@ -40,6 +40,10 @@ gateway = "203.0.113.1"
 [dead]
 vlan = {dead}
 
+# A demonstration does not wait as long as an operator would for a fenced node to come back.
+[policy]
+quarantine_s = 15
+
 [[class]]
 name = "small"
 cpus = {cpus}
