@@ -212,8 +212,17 @@ impl Context {
         for (name, switch) in &grid.switches {
             let of_switch =
                 spec.nics.iter().zip([first, second]).filter(|(n, _)| n.switch == *name);
-            let wanted: Vec<_> =
-                of_switch.map(|(nic, vlan)| WantedPort { port: nic.port.clone(), vlan }).collect();
+            let farm_vlan = match place {
+                Place::Farm(farm, _) => Some(farm.vlan),
+                Place::Idle | Place::Nowhere => None,
+            };
+            let wanted: Vec<_> = of_switch
+                .map(|(nic, vlan)| WantedPort {
+                    port: nic.port.clone(),
+                    vlan,
+                    isolated: Some(vlan) != farm_vlan,
+                })
+                .collect();
             if wanted.is_empty() {
                 continue;
             }

@@ -53,6 +53,7 @@ pub struct Machine {
 pub struct Port {
     pub uuid: String,
     pub tag: Option<u16>,
+    pub protected: bool,
 }
 
 /// Everything that the fakes share.
@@ -196,7 +197,10 @@ impl Rack {
         for (i, name) in names.iter().enumerate() {
             for (nic, tag) in [(0, IDLE_VLAN), (1, DEAD_VLAN)] {
                 let uuid = format!("00000000-0000-0000-0000-{:012}", i * 2 + nic);
-                ports.insert(format!("{name}p{nic}"), Port { uuid, tag: Some(tag) });
+                ports.insert(
+                    format!("{name}p{nic}"),
+                    Port { uuid, tag: Some(tag), protected: false },
+                );
             }
         }
         let state = Shared(Arc::new(Mutex::new(State {

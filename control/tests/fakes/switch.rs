@@ -83,7 +83,7 @@ fn tag(port: &Port) -> Value {
 fn row(port: &Port) -> Value {
     json!({
         "_uuid": ["uuid", port.uuid], "tag": tag(port), "trunks": ["set", []],
-        "vlan_mode": ["set", []],
+        "vlan_mode": ["set", []], "protected": port.protected,
     })
 }
 
@@ -116,6 +116,7 @@ fn apply(state: &mut State, operation: &Value) -> Result<Value, &'static str> {
             let wanted = operation["row"]["tag"].as_u64().ok_or("constraint violation")?;
             let port = by_uuid(state, operation).ok_or("no such row")?;
             port.tag = u16::try_from(wanted).ok();
+            port.protected = operation["row"]["protected"].as_bool().ok_or("wrong type")?;
             Ok(json!({"count": 1}))
         }
         (Some("mutate"), Some("Open_vSwitch")) => {

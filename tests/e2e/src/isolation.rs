@@ -24,7 +24,7 @@ async fn succeeds(site: &Site, node: &str, command: &str) -> anyhow::Result<bool
 
 /// Opens a TCP connection, with busybox, and closes it again.
 fn connect(address: impl std::fmt::Display, port: u16) -> String {
-    format!("nc -w 2 {address} {port} -e /bin/true")
+    format!("nc -w 1 {address} {port} -e /bin/true")
 }
 
 async fn cannot(site: &Site, node: &str, what: &str, command: &str) -> anyhow::Result<()> {

@@ -134,7 +134,7 @@ impl Peers {
         std::fs::write(&config, dnsmasq_config(&self.dir, &self.device, setup, nodes))?;
         let child = rack
             .fabric_command("dnsmasq")
-            .args(["--keep-in-foreground", "--conf-file"])
+            .args(["--no-daemon", "--conf-file"])
             .arg(&config)
             .stderr(std::fs::File::create(self.dir.join("dnsmasq.log"))?)
             .spawn()

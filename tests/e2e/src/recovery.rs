@@ -25,8 +25,11 @@ const DISK_LOAD: &str = "mkdir -p /var/load && cd /var/load && \
 
 /// A node's count of files written by [`DISK_LOAD`].
 async fn written(site: &Site, node: &str) -> anyhow::Result<u64> {
-    let text = site.rack.node(node)?.shell("cat /var/load/count", PATIENCE).await?;
-    Ok(text.trim().parse().unwrap_or(0))
+    let count = "[ ! -e /var/load/count ] || cat /var/load/count";
+    let text = site.rack.node(node)?.shell(count, PATIENCE).await?;
+    // The file is empty for a moment whenever it is written anew.
+    let number = text.trim();
+    if number.is_empty() { Ok(0) } else { Ok(number.parse()?) }
 }
 
 pub async fn kill_bootd() -> anyhow::Result<()> {
@@ -74,11 +77,11 @@ pub async fn kill_bootd() -> anyhow::Result<()> {
     for node in before.values() {
         let shell = site.rack.node(node)?;
         // The load stops; what it wrote is read back from the disk and not from memory.
-        let check = "rm -rf /var/stop; for p in /proc/[0-9]*; do \
+        let check = "for p in /proc/[0-9]*; do \
             [ \"$(readlink $p/cwd)\" = /var/load ] && kill -9 ${p#/proc/}; done; sync; \
             echo 3 >/proc/sys/vm/drop_caches; cd /var/load && cat s.[0-9] s.1[0-5] | \
             sha256sum -c >/tmp/check 2>&1; grep -c ': OK' /tmp/check; grep -vc ': OK' /tmp/check; \
-            cat /sys/fs/ext4/sda/errors_count; dmesg | grep -c 'I/O error'";
+            cat /sys/fs/ext4/sda/errors_count; dmesg | grep -c 'I/O error'; true";
         let answer = shell.shell(check, PATIENCE).await?;
         let numbers: Vec<u64> =
             answer.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;

@@ -121,7 +121,7 @@ impl Ovsdb {
             session.apply(todo.to_apply).await?;
             let rows = session.read(&switch.bridge, wanted).await?;
             for (want, row) in wanted.iter().zip(rows) {
-                if !row.is_some_and(|row| row.is_access_of(want.vlan)) {
+                if !row.is_some_and(|row| row.is_as(want)) {
                     let (port, vlan) = (want.port.clone(), want.vlan.get());
                     return Err(SwitchError::Verify { address, port, vlan });
                 }
@@ -223,7 +223,7 @@ impl Session {
         operations.extend(wanted.iter().map(|want| {
             json!({
                 "op": "select", "table": "Port", "where": [["name", "==", want.port]],
-                "columns": ["_uuid", "tag", "trunks", "vlan_mode"],
+                "columns": ["_uuid", "tag", "trunks", "vlan_mode", "protected"],
             })
         }));
         let results = self.transact(operations).await?;

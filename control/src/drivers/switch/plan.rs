@@ -10,6 +10,9 @@ pub struct WantedPort {
     pub port: String,
     /// Its VLAN.
     pub vlan: VlanId,
+    /// Whether it may not talk to other isolated ports of that VLAN: nodes that share a VLAN but
+    /// no farm (idle, dead, external) reach the site's own ports only, never each other.
+    pub isolated: bool,
 }
 
 /// A row of the `Port` table (ovs-vswitchd.conf.db(5)), as far as it concerns us.
@@ -25,6 +28,8 @@ pub struct PortRow {
     pub trunks: Value,
     /// `vlan_mode`, as read.
     pub vlan_mode: Value,
+    /// `protected`.
+    pub protected: bool,
 }
 
 fn empty_set() -> Value {
@@ -48,29 +53,37 @@ impl PortRow {
         };
         let on_bridge = bridge_ports.contains(&uuid);
         let (trunks, vlan_mode) = (column("trunks")?, column("vlan_mode")?);
-        Ok(Self { uuid, on_bridge, tag, trunks, vlan_mode })
+        let protected = column("protected")?.as_bool().ok_or("protected is no truth value")?;
+        Ok(Self { uuid, on_bridge, tag, trunks, vlan_mode, protected })
     }
 
-    /// Whether it carries this VLAN, untagged, and nothing else.
-    pub fn is_access_of(&self, vlan: VlanId) -> bool {
-        self.tag == Some(vlan.get())
+    /// Whether it carries the wanted VLAN, untagged, and nothing else, isolated or not as wanted.
+    pub fn is_as(&self, wanted: &WantedPort) -> bool {
+        self.tag == Some(wanted.vlan.get())
+            && self.protected == wanted.isolated
             && self.trunks == empty_set()
             && (self.vlan_mode == "access" || self.vlan_mode == empty_set())
     }
 
     /// The operations that make it so, provided that nobody has changed it since it was read.
-    pub fn make_access_of(&self, vlan: VlanId) -> [Value; 2] {
+    pub fn make(&self, wanted: &WantedPort) -> [Value; 2] {
         let this = json!([["_uuid", "==", ["uuid", self.uuid]]]);
         let tag = self.tag.map_or_else(empty_set, Value::from);
         [
             json!({
                 "op": "wait", "table": "Port", "timeout": 0, "where": this, "until": "==",
-                "columns": ["tag", "trunks", "vlan_mode"],
-                "rows": [{"tag": tag, "trunks": self.trunks, "vlan_mode": self.vlan_mode}],
+                "columns": ["tag", "trunks", "vlan_mode", "protected"],
+                "rows": [{
+                    "tag": tag, "trunks": self.trunks, "vlan_mode": self.vlan_mode,
+                    "protected": self.protected,
+                }],
             }),
             json!({
                 "op": "update", "table": "Port", "where": this,
-                "row": {"tag": vlan.get(), "trunks": empty_set(), "vlan_mode": "access"},
+                "row": {
+                    "tag": wanted.vlan.get(), "trunks": empty_set(), "vlan_mode": "access",
+                    "protected": wanted.isolated,
+                },
             }),
         ]
     }
@@ -93,10 +106,10 @@ pub fn plan(wanted: &[WantedPort], rows: &[Option<PortRow>]) -> PortPlan {
     for (want, row) in wanted.iter().zip(rows) {
         match row {
             Some(row) if row.on_bridge => {
-                if row.is_access_of(want.vlan) {
+                if row.is_as(want) {
                     plan.unchanged.push(want.port.clone());
                 } else {
-                    plan.to_apply.extend(row.make_access_of(want.vlan));
+                    plan.to_apply.extend(row.make(want));
                 }
             }
             _ => plan.missing.push(want.port.clone()),
@@ -116,12 +129,12 @@ mod tests {
     }
 
     fn row(tag: Value, trunks: Value, mode: Value) -> PortRow {
-        let row = json!({"_uuid": ["uuid", "u1"], "tag": tag, "trunks": trunks, "vlan_mode": mode});
+        let row = json!({"_uuid": ["uuid", "u1"], "tag": tag, "trunks": trunks, "vlan_mode": mode, "protected": false});
         PortRow::parse(&row, &["u1".to_owned()]).expect("valid")
     }
 
     fn wanted() -> Vec<WantedPort> {
-        vec![WantedPort { port: "n1p0".to_owned(), vlan: vlan(100) }]
+        vec![WantedPort { port: "n1p0".to_owned(), vlan: vlan(100), isolated: false }]
     }
 
     #[test]
@@ -149,6 +162,14 @@ mod tests {
     }
 
     #[test]
+    fn a_port_that_should_be_isolated_and_is_not_is_wrong() {
+        let mut wanted = wanted();
+        wanted[0].isolated = true;
+        let todo = plan(&wanted, &[Some(row(json!(100), empty_set(), json!("access")))]);
+        assert_eq!(todo.to_apply[1]["row"]["protected"], true);
+    }
+
+    #[test]
     fn a_port_of_another_bridge_is_missing() {
         let mut stranger = row(json!(100), empty_set(), empty_set());
         stranger.on_bridge = false;
@@ -159,17 +180,19 @@ mod tests {
     proptest! {
         /// Applying a plan makes the next one empty.
         #[test]
-        fn a_plan_done_is_a_plan_empty(tag in prop::option::of(0u16..4096), want in 1u32..4095, trunk: bool) {
+        fn a_plan_done_is_a_plan_empty(tag in prop::option::of(0u16..4096), want in 1u32..4095, trunk: bool, isolated: bool) {
             let trunks = if trunk { json!(["set", [1, 2]]) } else { empty_set() };
             let before = row(tag.map_or_else(empty_set, Value::from), trunks, empty_set());
-            let wanted = [WantedPort { port: "p".to_owned(), vlan: vlan(want) }];
+            let wanted = [WantedPort { port: "p".to_owned(), vlan: vlan(want), isolated }];
             let first = plan(&wanted, &[Some(before.clone())]);
             if let Some(update) = first.to_apply.last() {
                 let done = &update["row"];
-                let after = row(done["tag"].clone(), done["trunks"].clone(), done["vlan_mode"].clone());
+                let mut after =
+                    row(done["tag"].clone(), done["trunks"].clone(), done["vlan_mode"].clone());
+                after.protected = done["protected"] == true;
                 prop_assert!(plan(&wanted, &[Some(after)]).to_apply.is_empty());
             } else {
-                prop_assert!(before.is_access_of(wanted[0].vlan));
+                prop_assert!(before.is_as(&wanted[0]));
             }
         }
     }
