@@ -18,7 +18,8 @@ const POLICY: &str = "[policy]\nquarantine_s = 1\nagent_silence_s = 3\nbootd_set
 
 /// The shop with short windows.
 fn quick_shop() -> String {
-    SHOP.replace("window_s = 8", "window_s = 2")
+    SHOP.replace("target = 0.30", "target = 0.40")
+        .replace("window_s = 8", "window_s = 2")
         .replace("shrink_window_s = 20", "shrink_window_s = 3")
 }
 

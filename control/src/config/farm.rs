@@ -186,8 +186,8 @@ mod tests {
             ("blueprint = \"web-server\"", "blueprint = \"x\"", "tier[1].blueprint: "),
             ("max = 4", "max = 1", "tier[1].max: "),
             ("max = 4", "max = 245", "tier: its tiers may have 246"),
-            ("target = 0.40", "target = 1.5", "tier[1].scaling.target: "),
-            ("target = 0.40", "goal = 0.4", "tier[1].scaling.goal: "),
+            ("target = 0.30", "target = 1.5", "tier[1].scaling.target: "),
+            ("target = 0.30", "goal = 0.4", "tier[1].scaling.goal: "),
             ("window_s = 8", "window_s = 0", "tier[1].scaling.window_s: "),
             ("name = \"web\"", "name = \"lb\"", "tier[1].name: "),
         ] {

@@ -10,6 +10,7 @@ use croft_proto::api;
 use crate::api::{in_service, newcomer};
 use crate::client::{Report, Traffic};
 use crate::isolation;
+use crate::secrets;
 use crate::site::Site;
 use crate::timeline::Timeline;
 use crate::wait::until;
@@ -57,6 +58,9 @@ pub async fn demo() -> anyhow::Result<()> {
     ));
     ensure!(report.failed == 0, "requests failed: {:?}", report.failures);
     ensure!(report.answered == report.sent && report.sent > 100, "{report:?}");
+
+    let (secrets, places) = secrets::none_is_public(&site)?;
+    time.step(format!("none of {secrets} secrets stands in any of {places} logs and arguments"));
 
     for farm in ["shop", "bank"] {
         site.croft(&["farm", "delete", farm]).await?;

@@ -10,6 +10,7 @@ mod peers;
 mod process;
 mod recovery;
 mod run;
+mod secrets;
 mod site;
 mod timeline;
 mod wait;
