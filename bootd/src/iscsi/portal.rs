@@ -20,8 +20,8 @@ use super::registry::{Registered, Registry, SessionInfo};
 use super::session::{Session, Surroundings};
 use crate::events::Events;
 use crate::scsi::{Nexus, UnitView};
-use crate::volume::VolumeStore;
-use crate::zone::{Access, ZoneTable};
+use crate::volume::{VolumeError, VolumeStore};
+use crate::zone::{Access, Grant, Unit, ZoneTable};
 
 /// Longest data segment of a login request (RFC 7143 section 13.12: the default).
 const LOGIN_DATA: usize = 8192;
@@ -197,6 +197,19 @@ impl Shared {
     }
 }
 
+impl Shared {
+    fn open_units(&self, grant: &Grant, id: u64) -> Result<Vec<UnitView>, VolumeError> {
+        let open = |unit: &Unit| {
+            let shared = self.registry.unit(&self.volumes, &unit.volume)?;
+            let nexus = Arc::new(Nexus::new(id));
+            shared.join(&nexus);
+            let read_only = unit.access == Access::ReadOnly || !shared.volume().writable();
+            Ok(UnitView { lun: unit.lun, unit: shared, nexus, read_only })
+        };
+        grant.units.iter().map(open).collect()
+    }
+}
+
 struct Connection {
     shared: Arc<Shared>,
     segment: SegmentName,
@@ -335,7 +348,7 @@ impl Connection {
             self.refuse(stream, header, Some(&initiator), refusal).await?;
             return Ok(None);
         };
-        let views = match self.views(&login, registered.id) {
+        let views = match self.views(&login, registered.id).await {
             Ok(views) => views,
             Err(error) => {
                 tracing::error!(
@@ -354,24 +367,26 @@ impl Connection {
         Ok(Some(Ready { login, registered, views, input }))
     }
 
-    fn views(
-        &self,
-        login: &LoggedIn,
-        id: u64,
-    ) -> Result<Vec<UnitView>, crate::volume::VolumeError> {
+    /// The session's units. A volume that nobody has open may have to be repaired first, and the
+    /// store may be busy with the disk: not on this thread.
+    async fn views(&self, login: &LoggedIn, id: u64) -> Result<Vec<UnitView>, UnitsError> {
         if login.kind == SessionKind::Discovery {
             return Ok(Vec::new());
         }
-        let mut views = Vec::new();
-        for unit in &login.admission.grant.units {
-            let shared = self.shared.registry.unit(&self.shared.volumes, &unit.volume)?;
-            let nexus = Arc::new(Nexus::new(id));
-            shared.join(&nexus);
-            let read_only = unit.access == Access::ReadOnly || !shared.volume().writable();
-            views.push(UnitView { lun: unit.lun, unit: shared, nexus, read_only });
-        }
-        Ok(views)
+        let shared = Arc::clone(&self.shared);
+        let grant = Arc::clone(&login.admission.grant);
+        let open = tokio::task::spawn_blocking(move || shared.open_units(&grant, id));
+        Ok(open.await??)
     }
+}
+
+/// Why a session's units are not there.
+#[derive(Debug, thiserror::Error)]
+enum UnitsError {
+    #[error("opening a volume of the grant")]
+    Volume(#[from] VolumeError),
+    #[error("the thread that opens volumes failed")]
+    Thread(#[from] tokio::task::JoinError),
 }
 
 fn prepare(stream: &TcpStream) -> io::Result<()> {
