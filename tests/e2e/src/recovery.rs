@@ -80,7 +80,7 @@ pub async fn kill_bootd() -> anyhow::Result<()> {
         let check = "for p in /proc/[0-9]*; do \
             [ \"$(readlink $p/cwd)\" = /var/load ] && kill -9 ${p#/proc/}; done; sync; \
             echo 3 >/proc/sys/vm/drop_caches; cd /var/load && cat s.[0-9] s.1[0-5] | \
-            sha256sum -c >/tmp/check 2>&1; grep -c ': OK' /tmp/check; grep -vc ': OK' /tmp/check; \
+            sha256sum -c >/tmp/check 2>&1; grep -c ': OK' /tmp/check; grep -c ': FAILED' /tmp/check; \
             cat /sys/fs/ext4/sda/errors_count; dmesg | grep -c 'I/O error'; true";
         let answer = shell.shell(check, PATIENCE).await?;
         let numbers: Vec<u64> =
