@@ -165,8 +165,14 @@ impl Bench {
                 .await?;
         }
         match server {
-            Server::Ours => self.assign(nodes).await?,
+            // Both want port 67 of the same host: one at a time.
+            Server::Ours => {
+                self.peers.rest().await?;
+                self.site.resume_bootd().await?;
+                self.assign(nodes).await?;
+            }
             Server::Peer(setup) => {
+                self.site.pause_bootd().await?;
                 let macs: Vec<String> = self.nodes.iter().map(|(_, mac)| mac.clone()).collect();
                 self.peers.serve(&self.site.rack, setup, &macs).await?;
             }

@@ -116,6 +116,14 @@ impl Peers {
         Ok(Self { dir, device, dnsmasq: None, _nginx: nginx, _tgtd: tgtd })
     }
 
+    /// Ends dnsmasq, if it runs.
+    pub async fn rest(&mut self) -> anyhow::Result<()> {
+        if let Some(mut dnsmasq) = self.dnsmasq.take() {
+            dnsmasq.kill().await?;
+        }
+        Ok(())
+    }
+
     /// Starts dnsmasq anew in the given setup; `nodes` are the boot NICs in the order of the disks.
     pub async fn serve(
         &mut self,
@@ -123,9 +131,7 @@ impl Peers {
         setup: Setup,
         nodes: &[String],
     ) -> anyhow::Result<()> {
-        if let Some(mut old) = self.dnsmasq.take() {
-            old.kill().await?;
-        }
+        self.rest().await?;
         let leases = self.dir.join("leases");
         if leases.exists() {
             std::fs::remove_file(&leases)?;
@@ -134,8 +140,8 @@ impl Peers {
         std::fs::write(&config, dnsmasq_config(&self.dir, &self.device, setup, nodes))?;
         let child = rack
             .fabric_command("dnsmasq")
-            .args(["--no-daemon", "--conf-file"])
-            .arg(&config)
+            .arg("--no-daemon")
+            .arg(format!("--conf-file={}", config.display()))
             .stderr(std::fs::File::create(self.dir.join("dnsmasq.log"))?)
             .spawn()
             .context("starting dnsmasq")?;
@@ -166,8 +172,9 @@ fn script(kernel_args: &str) -> String {
 fn nginx_config(dir: &Path) -> String {
     let dir = dir.display();
     format!(
-        "daemon off;\npid {dir}/nginx.pid;\nerror_log {dir}/nginx.log;\nworker_processes 1;\n\
-         user root;\nevents {{ worker_connections 512; }}\nhttp {{\n  sendfile on;\n  \
+        // No worker of its own: that would call initgroups(2), which a user namespace refuses.
+        "daemon off;\nmaster_process off;\nuser root;\npid {dir}/nginx.pid;\nerror_log {dir}/nginx.log;\n\n\
+         events {{ worker_connections 512; }}\nhttp {{\n  sendfile on;\n  \
          tcp_nopush on;\n  access_log off;\n  client_body_temp_path {dir}/body;\n  \
          proxy_temp_path {dir}/proxy;\n  fastcgi_temp_path {dir}/fastcgi;\n  \
          uwsgi_temp_path {dir}/uwsgi;\n  scgi_temp_path {dir}/scgi;\n  \

@@ -82,11 +82,7 @@ impl Site {
         let api = Api::open(&control_dir.join("operator.toml"))?;
         let edge = Edge::open(&control_dir, EDGE.parse::<SocketAddr>()?)?;
         let mut site = Self { rack, api, edge, dir, control: None, bootd: None, kill_at: None };
-        site.start_bootd()?;
-        until(Duration::from_secs(30), "bootd answers", async || {
-            Ok(site.edge.status().await.ok().map(drop))
-        })
-        .await?;
+        site.resume_bootd().await?;
         Ok(site)
     }
 
@@ -133,6 +129,23 @@ impl Site {
     pub async fn kill_bootd(&mut self) -> anyhow::Result<()> {
         let mut child = self.bootd.take().context("bootd is not running")?;
         Ok(child.kill().await?)
+    }
+
+    /// Ends bootd, if it runs.
+    pub async fn pause_bootd(&mut self) -> anyhow::Result<()> {
+        if self.bootd.is_some() { self.kill_bootd().await } else { Ok(()) }
+    }
+
+    /// Starts bootd, if it does not run, and waits until it answers.
+    pub async fn resume_bootd(&mut self) -> anyhow::Result<()> {
+        if self.bootd.is_some() {
+            return Ok(());
+        }
+        self.start_bootd()?;
+        until(Duration::from_secs(30), "bootd answers", async || {
+            Ok(self.edge.status().await.ok().map(drop))
+        })
+        .await
     }
 
     /// Waits until control's API answers.
