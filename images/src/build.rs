@@ -53,6 +53,10 @@ pub fn build(
     if needs.loader.is_some() || !needs.libraries.is_empty() {
         return Err(Error::DynamicAgent { path: shop.agent.clone() });
     }
+    let agent = elf::loaded_part(&agent).ok_or_else(|| Error::Elf {
+        path: shop.agent.display().to_string(),
+        fault: "it is shorter than its program headers say".to_owned(),
+    })?;
     let recipes = select(all_recipes(shop)?, wanted)?;
     let cache = Cache::open(&shop.packages_cache)?;
     let store = Store::open(store)?;
@@ -63,7 +67,9 @@ pub fn build(
         let parts = match recipe.kind {
             Kind::Initramfs => continue,
             Kind::Data => data_image(shop, &recipe, &cache, scratch.path())?,
-            Kind::System => system_image(shop, &recipe, &cache, scratch.path(), &mut archives)?,
+            Kind::System => {
+                system_image(shop, &agent, &recipe, &cache, scratch.path(), &mut archives)?
+            }
         };
         let version = store.add(&parts)?;
         done(&recipe.name, version);
@@ -118,6 +124,7 @@ fn data_image(
 
 fn system_image(
     shop: &Workshop,
+    agent: &[u8],
     recipe: &Recipe,
     cache: &Cache,
     scratch: &Path,
@@ -126,7 +133,7 @@ fn system_image(
     let place = place(scratch, recipe)?;
     let overlays = shop.sources.join("overlay");
     let mut gathered = gather(recipe, &overlays, cache)?;
-    gathered.tree.insert(AGENT, Entry::File(0o755, Content::Host(shop.agent.clone())))?;
+    gathered.tree.insert(AGENT, Entry::File(0o755, Content::Bytes(agent.to_vec())))?;
     let disk = disk(recipe, &gathered.tree, &place)?;
     let kernel = kernel(recipe, &gathered)?;
     let mut files = BTreeMap::from([("disk".to_owned(), disk), ("kernel".to_owned(), kernel)]);

@@ -91,6 +91,26 @@ pub fn needs(bytes: &[u8]) -> Option<Needs> {
     Some(needs)
 }
 
+/// A program without what is never loaded: its symbols and debugging information, often most of it.
+/// Compilers put these behind all that is loaded; the file ends before them, and its header no
+/// longer speaks of sections. `None` if the file is not of this format.
+pub fn loaded_part(bytes: &[u8]) -> Option<Vec<u8>> {
+    class_64_little(bytes)?;
+    let table = number(bytes, 32, 8)?;
+    let size = number(bytes, 54, 2)?;
+    let count = number(bytes, 56, 2)?;
+    let mut end = table.checked_add(size * count)?;
+    for index in 0..count {
+        let header = table.checked_add(index * size)?;
+        let offset = number(bytes, header.checked_add(8)?, 8)?;
+        end = end.max(offset.checked_add(number(bytes, header.checked_add(32)?, 8)?)?);
+    }
+    let mut part = bytes.get(..usize::try_from(end).ok()?)?.to_vec();
+    part.get_mut(40..48)?.fill(0); // offset of the section table
+    part.get_mut(60..64)?.fill(0); // sections, and which of them has their names
+    Some(part)
+}
+
 /// The modules that a kernel module must find loaded, from its `.modinfo` section. `None` if the
 /// file is not of this format.
 pub fn module_dependencies(bytes: &[u8]) -> Option<BTreeSet<String>> {
@@ -138,6 +158,23 @@ mod tests {
     }
 
     #[test]
+    fn a_program_runs_without_what_is_not_loaded() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let whole = std::fs::read("/bin/busybox").expect("readable");
+        let mut padded = whole.clone();
+        padded.extend([7; 1 << 20]);
+        let part = loaded_part(&padded).expect("an ELF file");
+        assert!(part.len() <= whole.len());
+        let dir = tempfile::tempdir().expect("directory");
+        let program = dir.path().join("busybox");
+        std::fs::write(&program, part).expect("written");
+        std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("set");
+        let output = std::process::Command::new(program).args(["echo", "hello"]).output();
+        assert_eq!(output.expect("starts").stdout, b"hello\n");
+    }
+
+    #[test]
     fn other_files_are_not_read() {
         assert_eq!(needs(b"#!/bin/sh\n"), None);
         assert_eq!(needs(b"\x7fELF\x01\x01"), None);
@@ -158,6 +195,7 @@ mod tests {
                 }
             }
             let _ = needs(&bytes);
+            let _ = loaded_part(&bytes);
             let _ = module_dependencies(&bytes);
         }
     }

@@ -64,14 +64,14 @@ struct Taker<'a> {
 }
 
 impl Taker<'_> {
-    /// The host's file for a path of the tree: a package may have it within `/usr` or outside.
-    fn find(&self, path: &str) -> Option<PathBuf> {
+    /// The packages' files for a path of the tree: each may have it within `/usr` or outside.
+    fn find(&self, path: &str) -> impl Iterator<Item = PathBuf> {
         let places = [Some(path), path.strip_prefix("usr/")];
         places
-            .iter()
+            .into_iter()
             .flatten()
             .flat_map(|path| self.roots.iter().map(move |root| root.join(path)))
-            .find(|host| fs::symlink_metadata(host).is_ok())
+            .filter(|host| fs::symlink_metadata(host).is_ok())
     }
 
     /// Takes a file, link or directory with all that it needs.
@@ -80,15 +80,19 @@ impl Taker<'_> {
         if matches!(self.tree.get(&path), Some(Entry::File(..) | Entry::Link(_))) {
             return Ok(());
         }
-        let Some(host) = self.find(&path) else {
+        let hosts: Vec<PathBuf> = self.find(&path).collect();
+        let Some(host) = hosts.first() else {
             return Err(Error::NotInPackages { path, wanted_by: wanted_by.to_owned() });
         };
-        let entry = entry_of(&host)?;
+        let entry = entry_of(host)?;
         self.tree.insert(&path, entry.clone())?;
         match entry {
             Entry::Directory(_) => {
-                for (below, _) in walk(&host)? {
-                    self.take(&format!("{path}/{below}"), wanted_by)?;
+                // Several packages may have something in it.
+                for host in hosts.iter().filter(|host| host.is_dir()) {
+                    for (below, _) in walk(host)? {
+                        self.take(&format!("{path}/{below}"), wanted_by)?;
+                    }
                 }
             }
             Entry::Link(target) => {
@@ -117,7 +121,7 @@ impl Taker<'_> {
             let place = LIBRARIES
                 .iter()
                 .map(|directory| format!("{directory}/{library}"))
-                .find(|place| self.find(place).is_some());
+                .find(|place| self.find(place).next().is_some());
             let Some(place) = place else {
                 return Err(Error::NotInPackages { path: library.clone(), wanted_by });
             };
@@ -188,6 +192,20 @@ mod tests {
         assert_eq!(resolve("usr/lib/x", "libc.so.6"), "usr/lib/x/libc.so.6");
         assert_eq!(resolve("usr/lib64", "/lib/x/ld.so"), "lib/x/ld.so");
         assert_eq!(resolve("usr/bin", "../../../etc/y"), "etc/y");
+    }
+
+    #[test]
+    fn a_directory_is_taken_from_all_packages_that_have_it() {
+        let dir = tempfile::tempdir().expect("directory");
+        let roots = [dir.path().join("a"), dir.path().join("b")];
+        for (root, path) in roots.iter().zip(["lib/x/one", "usr/lib/x/two"]) {
+            fs::create_dir_all(root.join(path)).expect("made");
+        }
+        let mut taker = Taker { roots: &roots, tree: Tree::merged_usr() };
+        taker.take("/lib/x", "recipe r").expect("there");
+        for path in ["usr/lib/x/one", "usr/lib/x/two"] {
+            assert!(matches!(taker.tree.get(path), Some(Entry::Directory(_))), "{path}");
+        }
     }
 
     #[test]
