@@ -12,8 +12,10 @@ use tokio::process::{Child, Command};
 use crate::process::checked;
 use crate::wait::until;
 
-/// The peers' own address in their segment.
+/// The peers' own addresses in their segment. dnsmasq advertises a prefix only where the interface
+/// has an address of it.
 const ADDRESS: &str = "10.20.0.1";
+const ADDRESS6: &str = "fd00:c::1/64";
 const TARGET: &str = "iqn.2026-11.internal.peer:root";
 
 /// Whether the peers get what we found out about iPXE, too.
@@ -65,6 +67,11 @@ impl Peers {
                 .args(["addr", "replace"])
                 .arg(format!("{ADDRESS}/24"))
                 .args(["dev", device]),
+        )
+        .await?;
+        checked(
+            rack.fabric_command("ip")
+                .args(["addr", "replace", ADDRESS6, "dev", device, "nodad"]),
         )
         .await?;
 
