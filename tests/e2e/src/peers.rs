@@ -70,8 +70,7 @@ impl Peers {
         )
         .await?;
         checked(
-            rack.fabric_command("ip")
-                .args(["addr", "replace", ADDRESS6, "dev", device, "nodad"]),
+            rack.fabric_command("ip").args(["addr", "replace", ADDRESS6, "dev", device, "nodad"]),
         )
         .await?;
 
