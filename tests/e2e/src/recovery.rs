@@ -23,6 +23,12 @@ const DISK_LOAD: &str = "mkdir -p /var/load && cd /var/load && \
     sha256sum f.$((n % 16)) >s.$((n % 16)).new && mv s.$((n % 16)).new s.$((n % 16)); \
     do n=$((n + 1)); echo $n >count; done) </dev/null >/dev/null 2>&1 &";
 
+/// Makes the root read-only, whoever writes to it, and looks at every structure of it. The last thing
+/// a guest does.
+const FSCK: &str = "echo u >/proc/sysrq-trigger; \
+    until grep -q ' / ext4 ro' /proc/mounts; do sleep 1; done; \
+    e2fsck -fn /dev/sda 2>&1; echo e2fsck=$?";
+
 /// A node's count of files written by [`DISK_LOAD`].
 async fn written(site: &Site, node: &str) -> anyhow::Result<u64> {
     let count = "[ ! -e /var/load/count ] || cat /var/load/count";
@@ -100,7 +106,11 @@ pub async fn kill_bootd() -> anyhow::Result<()> {
     ensure!(fenced.is_none(), "something was fenced because bootd was away: {fenced:?}");
     let report = trickle.stop().await?;
     ensure!(report.failed == 0, "requests failed: {:?}", report.failures);
-    time.step("every file reads back, no file system or I/O error, nothing fenced");
+    for node in before.values() {
+        let answer = site.rack.node(node)?.shell(FSCK, PATIENCE).await?;
+        ensure!(answer.trim().ends_with("e2fsck=0"), "{node}'s file system: {answer}");
+    }
+    time.step("every file reads back, file systems are clean, no I/O error, nothing fenced");
     println!("KILL-BOOTD ok outage={} failed_requests=0", OUTAGE.as_secs());
     Ok(())
 }
