@@ -170,3 +170,6 @@ impl AsyncRead for Transfer {
         Poll::Ready(Ok(length))
     }
 }
+
+#[cfg(test)]
+mod tests;
