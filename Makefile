@@ -5,16 +5,18 @@ BUILD := $(CURDIR)/.build
 BIN := $(CURDIR)/target/release
 STATIC := $(CURDIR)/target/x86_64-unknown-linux-gnu/release
 IMAGES := $(BUILD)/images
-RACK := $(BIN)/croft-rack enter
+RACK_BIN := $(BIN)/croft-rack
+RACK := $(RACK_BIN) enter
 E2E := $(BIN)/croft-e2e
 
 export CROFT_BIN_DIR := $(BIN)
 export CROFT_IMAGE_DIR := $(IMAGES)
 
-.PHONY: help run demo test lint bench bench-boot packages build images clean
+.PHONY: help run shell demo test lint bench bench-boot packages build images clean
 
 help:
 	@echo "make run    a virtual rack with a farm in it, until Ctrl-C"
+	@echo "make shell  a shell in that rack, from another terminal: croft node ls, croft explain shop/web"
 	@echo "make demo   the whole path, unattended: boot, load, grow, shrink, replace"
 	@echo "make test   every test"
 	@echo "make bench  every benchmark against its peers (make bench-boot: boot times only)"
@@ -34,6 +36,11 @@ images: build
 
 run: images
 	$(RACK) --dir $(BUILD)/run -- $(E2E) run
+
+# A shell in the rack of `make run`, beside control: another terminal's way in.
+shell:
+	@$(RACK_BIN) exec --dir $(BUILD)/run -- env PATH="$(BIN):$(PATH)" \
+		CROFT_PROFILE=$(BUILD)/run/site/control/operator.toml $(SHELL)
 
 demo: images
 	$(RACK) --dir $(BUILD)/demo -- $(E2E) demo

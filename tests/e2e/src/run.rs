@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::signal::unix::{SignalKind, signal};
+
 use crate::demo::{Narrator, exposed_url, farm_ready};
 use crate::site::Site;
 use crate::timeline::Timeline;
@@ -17,11 +19,15 @@ pub async fn run() -> anyhow::Result<()> {
     farm_ready(&mut site, &mut narrator, "shop").await?;
     println!("\n{}", site.croft(&["node", "ls"]).await?);
     println!("The shop answers at {} in the rack's internet.", exposed_url(&site).await?);
+    println!("`make shell`, in another terminal, opens a shell beside it, with croft set up.");
     println!("Logs are in {}. Ctrl-C ends everything.\n", site.dir().display());
+    // The rack asks with SIGTERM, a terminal with SIGINT.
+    let mut terminate = signal(SignalKind::terminate())?;
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     loop {
         tokio::select! {
             _ = tokio::signal::ctrl_c() => return Ok(()),
+            _ = terminate.recv() => return Ok(()),
             _ = ticks.tick() => {
                 site.watch().await?;
                 narrator.tell(&site).await?;

@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
 use crate::init::{LIFELINE_VARIABLE, PLEASE_END};
+use crate::join::Note;
 use crate::plan::Options;
 use crate::tools::{UNSHARE, missing_packages};
 use crate::{RackError, RackInfo};
@@ -52,6 +53,7 @@ pub async fn enter(options: &Options, arguments: &[OsString]) -> Result<u8, Rack
         .spawn()
         .map_err(|source| RackError::Start { program: UNSHARE.to_owned(), source })?;
     drop(reader);
+    let _note = child.id().map(|pid| Note::leave(&dir, pid)).transpose()?;
     let mut lifeline = Some(writer);
     let mut deadline: Option<Instant> = None;
     let status = loop {

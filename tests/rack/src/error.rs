@@ -17,6 +17,9 @@ pub enum RackError {
     /// Another rack lives in the directory.
     #[error("another rack runs in {}: end it, or use another --dir", .0.display())]
     Busy(PathBuf),
+    /// No rack lives in the directory.
+    #[error("no rack runs in {}: start one there with `croft-rack enter`", .0.display())]
+    NoRack(PathBuf),
     /// A file or directory could not be read, written or removed.
     #[error("cannot {action} {}", .path.display())]
     File {

@@ -20,6 +20,7 @@ mod enter;
 mod error;
 mod grid;
 mod init;
+mod join;
 mod kvm;
 mod machine;
 mod manage;
@@ -36,6 +37,7 @@ pub use client::{Node, Rack};
 pub use enter::enter;
 pub use error::RackError;
 pub use init::init;
+pub use join::exec;
 pub use manage::manage;
 pub use plan::{
     CONTROL_ADDRESS, ControlLan, FABRIC_ADDRESS, Firmware, FirmwareChoice, NodeInfo, Options,

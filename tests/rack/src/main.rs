@@ -21,6 +21,15 @@ struct Cli {
 enum Action {
     /// Run a command in a new rack; exits with its status when it ends, and the rack with it.
     Enter(RackArgs),
+    /// Run a command in a rack that runs already, beside whatever else runs there.
+    Exec {
+        /// The rack's directory.
+        #[arg(long)]
+        dir: PathBuf,
+        /// The command to run and its arguments.
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
     /// Print the Debian packages that the rack lacks, one a line; fails if there are any.
     Packages,
     /// Process 1 of the rack's namespace; started by `enter`.
@@ -116,6 +125,7 @@ fn run(cli: &Cli) -> anyhow::Result<u8> {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             Ok(runtime.block_on(croft_rack::enter(&args.options(), &arguments))?)
         }
+        Action::Exec { dir, command } => Err(croft_rack::exec(dir, command).into()),
         Action::Init(_) => Ok(croft_rack::init(&arguments)?),
         Action::Manage(args) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -25,10 +25,12 @@ pub(crate) const OVS_VSCTL: &str = "/usr/bin/ovs-vsctl";
 pub(crate) const OVS_OFCTL: &str = "/usr/bin/ovs-ofctl";
 pub(crate) const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 pub(crate) const UNSHARE: &str = "/usr/bin/unshare";
+pub(crate) const NSENTER: &str = "/usr/bin/nsenter";
 
 /// What the rack needs, and the Debian 12 package that has it.
-const NEEDED: [(&str, &str); 12] = [
+const NEEDED: [(&str, &str); 13] = [
     (UNSHARE, "util-linux"),
+    (NSENTER, "util-linux"),
     (IP, "iproute2"),
     (NFT, "nftables"),
     (OVSDB_SERVER, "openvswitch-switch"),

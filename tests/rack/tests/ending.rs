@@ -292,3 +292,31 @@ fn the_status_of_the_command_is_the_status_of_the_rack() {
         assert!(said.contains("/no/such/program"), "{said}");
     });
 }
+
+#[test]
+fn another_command_can_join_while_the_rack_lives() {
+    both(|| {
+        let running = start("another_command_can_join_while_the_rack_lives", "wait", &[]);
+        let place = running.place.clone();
+        let join = || {
+            Command::new(CROFT_RACK)
+                .args(["exec", "--dir"])
+                .arg(&place)
+                .args(["--", "readlink", "/proc/self/ns/net", "/proc/self/ns/pid"])
+                .output()
+                .expect("croft-rack starts")
+        };
+        let output = join();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let links: Vec<&str> = said.lines().collect();
+        assert_eq!(links.len(), 2, "{output:?}");
+        for link in links {
+            assert!(running.namespaces.iter().any(|n| n == link), "{link} is not the rack's");
+        }
+        running.end(Some(Signal::SIGTERM));
+        let output = join();
+        assert_eq!(output.status.code(), Some(1));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("no rack runs in"), "{said}");
+    });
+}
