@@ -12,13 +12,14 @@ E2E := $(BIN)/croft-e2e
 export CROFT_BIN_DIR := $(BIN)
 export CROFT_IMAGE_DIR := $(IMAGES)
 
-.PHONY: help run shell demo test lint bench bench-boot packages build images clean
+.PHONY: help run shell demo test lint bench bench-boot packages build images clean conformance
 
 help:
 	@echo "make run    a virtual rack with a farm in it, until Ctrl-C"
 	@echo "make shell  a shell in that rack, from another terminal: croft node ls, croft explain shop/web"
 	@echo "make demo   the whole path, unattended: boot, load, grow, shrink, replace"
 	@echo "make test   every test"
+	@echo "make conformance  libiscsi's conformance suite against bootd's iSCSI target"
 	@echo "make bench  every benchmark against its peers (make bench-boot: boot times only)"
 
 # The one step that needs root; says what it installs.
@@ -53,6 +54,10 @@ lint:
 test: images lint
 	cargo test --release --workspace --exclude croft-e2e
 	cargo test --release -p croft-e2e -- --test-threads=1 --nocapture
+
+# Ends each volume with a line CONFORMANCE; part of `make test`, too.
+conformance: packages
+	cargo test --release --workspace --test conformance -- --nocapture
 
 bench: bench-boot
 

@@ -68,6 +68,16 @@ pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, DurableError> {
     }
 }
 
+/// Removes a file; one that does not exist is no error. It is durable when this returns.
+pub(crate) fn remove(path: &Path) -> Result<(), DurableError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed
+            .and_then(|()| sync_parent(path))
+            .map_err(|source| DurableError::Write { path: path.to_owned(), source }),
+    }
+}
+
 fn sync_parent(path: &Path) -> io::Result<()> {
     match path.parent() {
         Some(parent) => File::open(parent)?.sync_all(),
@@ -92,5 +102,8 @@ mod tests {
         let mode = fs::metadata(&path).expect("metadata").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(fs::read_dir(dir.path()).expect("list").count(), 1);
+        remove(&path).expect("removed");
+        remove(&path).expect("nothing to remove");
+        assert_eq!(read(&path).expect("read"), None);
     }
 }

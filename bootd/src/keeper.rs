@@ -37,12 +37,22 @@ pub(crate) struct OpenSession {
 pub(crate) trait Sessions: Send + Sync + std::fmt::Debug {
     /// All of them.
     fn open_sessions(&self) -> Vec<OpenSession>;
+
+    /// A volume begins anew or is gone: what its initiators had reserved is, too.
+    fn forget_reservations(&self, volume: &VolumeId);
 }
 
 impl Sessions for Target {
     fn open_sessions(&self) -> Vec<OpenSession> {
         let open = self.sessions().into_iter();
         open.map(|session| OpenSession { node: session.node, since: session.since }).collect()
+    }
+
+    fn forget_reservations(&self, volume: &VolumeId) {
+        if let Err(error) = Target::forget_reservations(self, volume) {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(%volume, error, "reservations of a volume could not be dropped");
+        }
     }
 }
 
@@ -186,9 +196,13 @@ impl Keeper {
     fn renew(&self, volume: &Volume) -> Result<(), VolumeError> {
         let spec = spec(volume);
         match self.volumes.ensure(&spec) {
-            Ok(()) => self.volumes.reset(&spec.id),
+            Ok(()) => {
+                self.sessions.forget_reservations(&spec.id);
+                self.volumes.reset(&spec.id)
+            }
             Err(VolumeError::Conflict { .. }) => {
                 self.volumes.delete(&spec.id)?;
+                self.sessions.forget_reservations(&spec.id);
                 self.volumes.ensure(&spec)
             }
             Err(error) => Err(error),
@@ -208,7 +222,10 @@ impl Keeper {
         }
         for id in unwanted {
             match self.volumes.delete(&id) {
-                Ok(()) => tracing::info!(volume = %id, "deleted a volume that is not wanted"),
+                Ok(()) => {
+                    self.sessions.forget_reservations(&id);
+                    tracing::info!(volume = %id, "deleted a volume that is not wanted");
+                }
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
                     tracing::error!(volume = %id, error, "a volume could not be deleted");

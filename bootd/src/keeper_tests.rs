@@ -17,6 +17,8 @@ impl Sessions for Fake {
     fn open_sessions(&self) -> Vec<OpenSession> {
         self.0.lock().expect("lock").clone()
     }
+
+    fn forget_reservations(&self, _: &VolumeId) {}
 }
 
 struct Bench {

@@ -87,7 +87,9 @@ async fn run_parts(config: Config, stop: CancellationToken) -> Result<(), Fault>
     let (netlink, handle, _) = rtnetlink::new_connection().map_err(Fault::Netlink)?;
 
     let zones = Arc::new(ZoneTable::new());
-    let target = Target::new(Arc::clone(&zones), Arc::clone(&volumes), events.clone());
+    let reservations = config.state_dir.join("reservations");
+    let target =
+        Target::new(Arc::clone(&zones), Arc::clone(&volumes), reservations, events.clone());
     let sessions: Arc<dyn Sessions> = Arc::new(target.clone());
     let nudge = Arc::new(Notify::new());
     let desk = Arc::new(Desk::new(DeskParts {

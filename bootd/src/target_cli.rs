@@ -90,10 +90,11 @@ pub async fn run(args: TargetArgs, cancel: CancellationToken) -> Result<(), Targ
     let access = if args.read_only { Access::ReadOnly } else { Access::ReadWrite };
     let units = vec![Unit { lun: 0, volume: id, access }];
     let zones = Arc::new(ZoneTable::open(OpenExport { target: target.clone(), units }));
+    let reservations = args.store.join("reservations");
     let (events, mut notices) = Events::channel(64);
     // Measurements open many connections from one address.
     let limits = Limits { per_segment: 4096, per_peer: 4096, ..Limits::default() };
-    let server = Target::with_limits(zones, volumes, events, limits);
+    let server = Target::with_limits(zones, volumes, reservations, events, limits);
     let listen = |source| TargetError::Listen { address: args.listen, source };
     let listener = TcpListener::bind(args.listen).await.map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;

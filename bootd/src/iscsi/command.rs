@@ -1,12 +1,13 @@
 //! SCSI commands of a session: from the command PDU to the answer, or to a task that waits.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use super::data_in::{Sending, Source};
 use super::data_out::{Collecting, State, Task};
 use super::pdu::{Header, NO_TAG, opcode, reject};
 use super::session::{JobEnd, MAX_IMMEDIATE, Session};
-use crate::scsi::{self, Action, LogicalUnit, Reply, Sense, Step, UnitView, status};
+use crate::scsi::{self, Action, Done, Job, LogicalUnit, Reply, Sense, Step, UnitView, status};
 
 /// Whether more or less was to be moved than the initiator expected (RFC 7143 section 11.4.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +42,29 @@ pub(super) struct Asked {
     /// Counts against the command window; immediate commands do not.
     pub numbered: bool,
     pub expected: u32,
+}
+
+/// A command's data: in the buffer it came in, or collected.
+#[derive(Debug)]
+pub(super) enum Given<'a> {
+    Here(&'a [u8]),
+    Owned(Vec<u8>),
+}
+
+impl Given<'_> {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Here(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
+        }
+    }
+
+    fn into_vec(self) -> Vec<u8> {
+        match self {
+            Self::Here(bytes) => bytes.to_vec(),
+            Self::Owned(bytes) => bytes,
+        }
+    }
 }
 
 /// The number of a LUN field, if we could have such a unit (SAM-5 section 4.7).
@@ -93,7 +117,11 @@ impl Session {
                 self.collect(asked, length, action, if writes { data } else { &[] }, more, writes);
             }
             Step::Flush => self.work(asked, None, Vec::new(), 0),
-            Step::Work(action) => self.act(asked, action, &[], 0),
+            Step::Work(action) => self.act(asked, action, Given::Here(&[]), 0),
+            Step::Background(action) => {
+                self.respond(asked, &Reply::GOOD, Residual::of(asked.expected, 0), 0);
+                self.background(asked, action);
+            }
         }
     }
 
@@ -137,8 +165,8 @@ impl Session {
         if total == 0 {
             return self.respond(asked, &Reply::GOOD, residual, 0);
         }
-        let resets = view.unit.resets();
-        let source = Source::Volume { view, offset, resets };
+        let aborts = view.aborts();
+        let source = Source::Volume { view, offset, aborts };
         self.sending.push_back(Sending::new(asked, source, total as usize, residual));
     }
 
@@ -178,7 +206,7 @@ impl Session {
         let want = want as usize;
         let complete = !more && data.len() >= want;
         if complete && length == expected {
-            return self.act(asked, action, &data[..want], length);
+            return self.act(asked, action, Given::Here(&data[..want]), length);
         }
         let collecting = Collecting::new(action, want, length, data, more);
         self.wait(asked, State::Collecting(collecting));
@@ -191,29 +219,35 @@ impl Session {
 
     /// Puts a command among those that wait.
     pub(super) fn wait(&mut self, asked: Asked, state: State) {
-        let resets = self.view(asked.lun).map_or(0, |view| view.unit.resets());
+        let aborts = self.view(asked.lun).map_or(0, UnitView::aborts);
         self.next_task += 1;
-        let task = Task { asked, number: self.next_task, resets, state };
+        let task = Task { asked, number: self.next_task, aborts, state };
         self.tasks.insert(asked.tag, task);
     }
 
     /// Does a command whose data is there. `actual` is how much it moves.
-    fn act(&mut self, asked: Asked, action: Action, data: &[u8], actual: u64) {
+    pub(super) fn act(&mut self, asked: Asked, action: Action, data: Given<'_>, actual: u64) {
         let Some(view) = self.view(asked.lun) else { return };
-        if action.may_wait(view, data) {
-            return self.work(asked, Some(action), data.to_vec(), actual);
+        if action.may_wait(view, data.bytes()) {
+            return self.work(asked, Some(action), data.into_vec(), actual);
         }
-        match scsi::finish(view, action, data) {
-            Ok(true) => self.work(asked, None, Vec::new(), actual),
-            Ok(false) => {
-                let residual = Residual::of(asked.expected, actual);
-                self.respond(asked, &Reply::GOOD, residual, 0);
-            }
-            Err(sense) => {
-                let residual = Residual::of(asked.expected, 0);
-                self.respond(asked, &Reply::check(sense), residual, 0);
-            }
+        let cancelled = AtomicBool::new(false);
+        let job = Job { view, views: &self.views, started: view.aborts(), cancelled: &cancelled };
+        match scsi::finish(&job, action, data.bytes()) {
+            Ok(Done::Flush) => self.work(asked, None, Vec::new(), actual),
+            ended => self.respond_ended(asked, ended, actual),
         }
+    }
+
+    /// Answers a command whose work is done.
+    fn respond_ended(&mut self, asked: Asked, ended: Result<Done, Sense>, actual: u64) {
+        let (reply, moved) = match ended {
+            Ok(done) => (done.reply(), actual),
+            // Aborted in the middle: nobody waits for an answer.
+            Err(Sense::ABORTED) => return self.closed(asked.numbered),
+            Err(sense) => (Reply::check(sense), 0),
+        };
+        self.respond(asked, &reply, Residual::of(asked.expected, moved), 0);
     }
 
     /// Does an action in another thread, and the flush that it asks for; without an action only a
@@ -227,52 +261,78 @@ impl Session {
         actual: u64,
     ) {
         let Some(view) = self.view(asked.lun).cloned() else { return };
-        self.wait(asked, State::Working { actual });
-        let number = self.next_task;
+        let cancelled = Arc::new(AtomicBool::new(false));
+        self.wait(asked, State::Working { actual, cancelled: Arc::clone(&cancelled) });
+        self.start(view, asked.tag, self.next_task, action, data, cancelled);
+    }
+
+    /// Does an action in another thread after its answer; the session waits for it when it ends.
+    fn background(&mut self, asked: Asked, action: Action) {
+        let Some(view) = self.view(asked.lun).cloned() else { return };
+        // No task has this number.
+        self.start(view, asked.tag, 0, Some(action), Vec::new(), Arc::default());
+    }
+
+    fn start(
+        &mut self,
+        view: UnitView,
+        tag: u32,
+        number: u64,
+        action: Option<Action>,
+        data: Vec<u8>,
+        cancelled: Arc<AtomicBool>,
+    ) {
+        let started = view.aborts();
         let unit = Arc::clone(&view.unit);
+        let views = Arc::clone(&self.views);
         self.jobs.push(Box::pin(async move {
-            let flush = match action {
-                None => Ok(true),
+            let done = match action {
+                None => Ok(Done::Flush),
                 Some(action) => {
-                    let work =
-                        tokio::task::spawn_blocking(move || scsi::finish(&view, action, &data));
+                    let work = tokio::task::spawn_blocking(move || {
+                        let (view, views, cancelled) = (&view, &views[..], &*cancelled);
+                        let job = Job { view, views, started, cancelled };
+                        scsi::finish(&job, action, &data)
+                    });
                     work.await.unwrap_or(Err(Sense::TARGET_FAILURE))
                 }
             };
-            let result = match flush {
-                Ok(true) => flush_unit(&unit).await,
-                other => other.map(drop),
+            let result = match done {
+                Ok(Done::Flush) => flush_unit(&unit).await.map(|()| Done::Good),
+                other => other,
             };
-            (asked.tag, number, result)
+            JobEnd::Command { tag, number, result }
         }));
     }
 
+    /// Takes the end of work in other threads.
+    pub(super) fn job_ended(&mut self, end: JobEnd) {
+        match end {
+            JobEnd::Command { tag, number, result } => self.command_ended(tag, number, result),
+            JobEnd::Managed { answer, close } => {
+                self.managed(answer);
+                self.closing |= close;
+            }
+        }
+    }
+
     /// Answers a command whose work has ended, unless it was aborted meanwhile.
-    pub(super) fn job_ended(&mut self, (tag, number, result): JobEnd) {
+    fn command_ended(&mut self, tag: u32, number: u64, result: Result<Done, Sense>) {
         if self.tasks.get(&tag).is_none_or(|task| task.number != number) {
             return;
         }
         let Some(task) = self.tasks.remove(&tag) else { return };
-        let State::Working { actual } = task.state else { return };
-        let asked = task.asked;
-        if self.was_reset(&task) {
-            // Another session reset the unit: this nexus is told by a unit attention.
-            return self.closed(asked.numbered);
+        let State::Working { actual, .. } = task.state else { return };
+        if self.was_aborted(&task) {
+            // By another session: this nexus is told by a unit attention.
+            return self.closed(task.asked.numbered);
         }
-        match result {
-            Ok(()) => {
-                self.respond(asked, &Reply::GOOD, Residual::of(asked.expected, actual), 0);
-            }
-            Err(sense) => {
-                let residual = Residual::of(asked.expected, 0);
-                self.respond(asked, &Reply::check(sense), residual, 0);
-            }
-        }
+        self.respond_ended(task.asked, result, actual);
     }
 
-    /// Whether the task's unit was reset after it had begun.
-    pub(super) fn was_reset(&self, task: &Task) -> bool {
-        self.view(task.asked.lun).is_some_and(|view| view.unit.resets() != task.resets)
+    /// Whether the tasks of the nexus were aborted after this one had begun.
+    pub(super) fn was_aborted(&self, task: &Task) -> bool {
+        self.view(task.asked.lun).is_some_and(|view| view.aborts() != task.aborts)
     }
 
     /// A command is over: its place in the window is free.
@@ -297,7 +357,10 @@ impl Session {
         match reply.sense {
             None => self.put(header, &[]),
             Some(sense) => {
-                let sense = sense.to_fixed();
+                let view = self.view(asked.lun);
+                let descriptors =
+                    view.is_some_and(|view| view.unit.lasting.modes.descriptor_sense());
+                let sense = sense.to_bytes(descriptors);
                 let length = (sense.len() as u16).to_be_bytes();
                 self.put(header, &[&length, &sense[..]].concat());
             }

@@ -9,8 +9,8 @@ use crate::scsi::{self, Reply, UnitView};
 /// Where an answer's data comes from.
 #[derive(Debug)]
 pub(super) enum Source {
-    /// A volume, from this offset on; the unit's resets when the command came.
-    Volume { view: UnitView, offset: u64, resets: u64 },
+    /// A volume, from this offset on; [`UnitView::aborts`] when the command came.
+    Volume { view: UnitView, offset: u64, aborts: u64 },
     /// Parameter data.
     Memory(Vec<u8>),
 }
@@ -34,10 +34,10 @@ impl Sending {
         Self { asked, source, total, sent: 0, burst: 0, data_sn: 0, residual }
     }
 
-    /// The unit was reset after the command had begun.
+    /// The tasks of the nexus were aborted after the command had begun.
     fn is_aborted(&self) -> bool {
         match &self.source {
-            Source::Volume { view, resets, .. } => view.unit.resets() != *resets,
+            Source::Volume { view, aborts, .. } => view.aborts() != *aborts,
             Source::Memory(_) => false,
         }
     }

@@ -1,10 +1,13 @@
 //! Data from the initiator: unsolicited and solicited Data-Out, and R2T (RFC 7143 sections 4.2.4
 //! and 11.7 to 11.8).
 
-use super::command::{Asked, Residual};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::command::{Asked, Given, Residual};
 use super::pdu::{Header, NO_TAG, opcode};
 use super::session::{End, Session, next_tag};
-use crate::scsi::{self, Action, Reply, Sense};
+use crate::scsi::{Action, Reply, Sense};
 
 /// Bytes that one session's tasks may be promised at once; R2Ts beyond it wait.
 const BUDGET: usize = 32 << 20;
@@ -15,8 +18,8 @@ pub(super) struct Task {
     pub asked: Asked,
     /// Tells tasks with the same tag apart.
     pub number: u64,
-    /// The unit's resets when it began.
-    pub resets: u64,
+    /// [`crate::scsi::UnitView::aborts`] when it began.
+    pub aborts: u64,
     pub state: State,
 }
 
@@ -27,8 +30,8 @@ pub(super) enum State {
     Collecting(Collecting),
     /// The end of unsolicited data that nobody needs; then this is the answer.
     Draining(Reply),
-    /// Work in another thread; so much was to be moved.
-    Working { actual: u64 },
+    /// Work in another thread; so much was to be moved. The flag stops it before it begins.
+    Working { actual: u64, cancelled: Arc<AtomicBool> },
 }
 
 /// Data that comes in.
@@ -130,7 +133,7 @@ impl Session {
         };
         let Some(task) = self.tasks.remove(&tag) else { return Ok(()) };
         self.unreserve(&task);
-        if self.was_reset(&task) {
+        if self.was_aborted(&task) {
             self.closed(asked.numbered);
             return Ok(());
         }
@@ -176,25 +179,12 @@ impl Session {
         let Some(task) = self.tasks.remove(&tag) else { return };
         self.unreserve(&task);
         let asked = task.asked;
-        if self.was_reset(&task) {
+        if self.was_aborted(&task) {
             return self.closed(asked.numbered);
         }
         let State::Collecting(collecting) = task.state else { return };
         let Collecting { action, data, length, .. } = collecting;
-        let Some(view) = self.view(asked.lun) else { return };
-        if action.may_wait(view, &data) {
-            return self.work(asked, Some(action), data, length);
-        }
-        match scsi::finish(view, action, &data) {
-            Ok(true) => self.work(asked, None, Vec::new(), length),
-            Ok(false) => {
-                self.respond(asked, &Reply::GOOD, Residual::of(asked.expected, length), 0);
-            }
-            Err(sense) => {
-                let residual = Residual::of(asked.expected, 0);
-                self.respond(asked, &Reply::check(sense), residual, 0);
-            }
-        }
+        self.act(asked, action, Given::Owned(data), length);
     }
 
     /// Gives back what a task was promised, and asks for the next one's data.

@@ -9,14 +9,13 @@ use super::chap::Challenge;
 use super::params::Params;
 use super::pdu::{Header, Pdu, opcode};
 use super::text::{self, Answer};
+use crate::scsi::PORTAL_GROUP;
 use crate::zone::{Admission, ZoneTable};
 
 /// Most text that one request, continued over several PDUs, may have.
 const MAX_TEXT: usize = 16 << 10;
 /// Most requests of one login; CHAP takes four.
 const MAX_REQUESTS: u32 = 16;
-/// The one portal group.
-const PORTAL_GROUP: u32 = 1;
 
 const TRANSIT: u8 = 0x80;
 const CONTINUE: u8 = 0x40;

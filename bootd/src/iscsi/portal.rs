@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use croft_proto::SegmentName;
+use croft_proto::{SegmentName, VolumeId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -16,11 +17,12 @@ use tokio_util::sync::CancellationToken;
 use super::login::{self, LoggedIn, Login, Outcome, Refusal, SessionKind};
 use super::pdu::{self, Digests, Header, Parsed};
 use super::refusals::{Refusals, Refused};
-use super::registry::{Registered, Registry, SessionInfo};
+use super::registry::{Registered, Registry, SessionInfo, UnitError};
 use super::session::{Session, Surroundings};
+use crate::durable::DurableError;
 use crate::events::Events;
-use crate::scsi::{Nexus, UnitView};
-use crate::volume::{VolumeError, VolumeStore};
+use crate::scsi::{Nexus, Port, UnitView};
+use crate::volume::VolumeStore;
 use crate::zone::{Access, Grant, Unit, ZoneTable};
 
 /// Longest data segment of a login request (RFC 7143 section 13.12: the default).
@@ -106,19 +108,36 @@ impl Drop for Place {
 
 impl Target {
     /// A target that serves `volumes` as `zones` say.
-    pub fn new(zones: Arc<ZoneTable>, volumes: Arc<VolumeStore>, events: Events) -> Self {
-        Self::with_limits(zones, volumes, events, Limits::default())
+    /// Persistent reservations are kept in `reservations`, a directory.
+    pub fn new(
+        zones: Arc<ZoneTable>,
+        volumes: Arc<VolumeStore>,
+        reservations: PathBuf,
+        events: Events,
+    ) -> Self {
+        Self::with_limits(zones, volumes, reservations, events, Limits::default())
     }
 
     /// The same with other limits.
     pub fn with_limits(
         zones: Arc<ZoneTable>,
         volumes: Arc<VolumeStore>,
+        reservations: PathBuf,
         events: Events,
         limits: Limits,
     ) -> Self {
         let refusals = Refusals::new(events);
-        Self(Arc::new(Shared { zones, volumes, registry: Arc::default(), refusals, limits }))
+        let registry = Arc::new(Registry::new(reservations));
+        Self(Arc::new(Shared { zones, volumes, registry, refusals, limits }))
+    }
+
+    /// Drops all persistent reservations of a volume that begins anew or is gone: initiators take a
+    /// new ISID at each login and could not do it themselves. Waits for the disk.
+    ///
+    /// # Errors
+    /// The disk failed.
+    pub(crate) fn forget_reservations(&self, volume: &VolumeId) -> Result<(), DurableError> {
+        self.0.registry.forget_reservations(volume)
     }
 
     /// Open normal sessions, on all segments.
@@ -198,10 +217,16 @@ impl Shared {
 }
 
 impl Shared {
-    fn open_units(&self, grant: &Grant, id: u64) -> Result<Vec<UnitView>, VolumeError> {
+    fn open_units(
+        &self,
+        grant: &Grant,
+        isid: [u8; 6],
+        id: u64,
+    ) -> Result<Arc<[UnitView]>, UnitError> {
         let open = |unit: &Unit| {
             let shared = self.registry.unit(&self.volumes, &unit.volume)?;
-            let nexus = Arc::new(Nexus::new(id));
+            let port = Port { initiator: grant.initiator.clone(), isid };
+            let nexus = Arc::new(Nexus::new(id, port));
             shared.join(&nexus);
             let read_only = unit.access == Access::ReadOnly || !shared.volume().writable();
             Ok(UnitView { lun: unit.lun, unit: shared, nexus, read_only })
@@ -222,7 +247,7 @@ struct Connection {
 struct Ready {
     login: LoggedIn,
     registered: Registered,
-    views: Vec<UnitView>,
+    views: Arc<[UnitView]>,
     /// What came after the last login request.
     input: BytesMut,
 }
@@ -275,10 +300,10 @@ impl Connection {
             end: registered.end.clone(),
             idle: self.shared.limits.idle,
         };
-        let mut session = Session::new(stream, login, views.clone(), input, surroundings);
+        let mut session = Session::new(stream, login, Arc::clone(&views), input, surroundings);
         let why = session.run().await;
         session.quiesce().await;
-        for view in &views {
+        for view in views.iter() {
             view.unit.leave(&view.nexus);
         }
         drop(registered);
@@ -374,13 +399,14 @@ impl Connection {
 
     /// The session's units. A volume that nobody has open may have to be repaired first, and the
     /// store may be busy with the disk: not on this thread.
-    async fn views(&self, login: &LoggedIn, id: u64) -> Result<Vec<UnitView>, UnitsError> {
+    async fn views(&self, login: &LoggedIn, id: u64) -> Result<Arc<[UnitView]>, UnitsError> {
         if login.kind == SessionKind::Discovery {
-            return Ok(Vec::new());
+            return Ok(Arc::default());
         }
         let shared = Arc::clone(&self.shared);
         let grant = Arc::clone(&login.admission.grant);
-        let open = tokio::task::spawn_blocking(move || shared.open_units(&grant, id));
+        let isid = login.isid;
+        let open = tokio::task::spawn_blocking(move || shared.open_units(&grant, isid, id));
         Ok(open.await??)
     }
 }
@@ -388,8 +414,8 @@ impl Connection {
 /// Why a session's units are not there.
 #[derive(Debug, thiserror::Error)]
 enum UnitsError {
-    #[error("opening a volume of the grant")]
-    Volume(#[from] VolumeError),
+    #[error("opening a unit of the grant")]
+    Unit(#[from] UnitError),
     #[error("the thread that opens volumes failed")]
     Thread(#[from] tokio::task::JoinError),
 }

@@ -1,6 +1,7 @@
 //! All sessions of a bootd: who reinstates, who displaces, who is here.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
@@ -9,7 +10,8 @@ use croft_proto::{Iqn, NodeName, VolumeId};
 use tokio_util::sync::CancellationToken;
 
 use super::login::{LoggedIn, SessionKind};
-use crate::scsi::LogicalUnit;
+use crate::durable::{self, DurableError};
+use crate::scsi::{Lasting, LogicalUnit, ReservationError};
 use crate::volume::{Volume, VolumeError, VolumeStore};
 
 /// How long a new session waits for an old one's disk work to end.
@@ -41,12 +43,32 @@ struct Entry {
     ended: CancellationToken,
 }
 
-/// The sessions, by their handle (TSIH).
+/// A unit cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UnitError {
+    #[error("opening volume {0}")]
+    Volume(VolumeId, #[source] VolumeError),
+    #[error("reading the reservations of volume {0}")]
+    Reservations(VolumeId, #[source] ReservationError),
+    #[error("making the directory of reservations")]
+    Directory(#[from] DurableError),
+}
+
+/// Units in use, and what of units outlives their sessions.
 #[derive(Debug, Default)]
+struct Units {
+    open: Vec<(VolumeId, Weak<LogicalUnit>)>,
+    lasting: HashMap<VolumeId, ([u8; 16], Arc<Lasting>)>,
+}
+
+/// The sessions, by their handle (TSIH).
+#[derive(Debug)]
 pub(crate) struct Registry {
+    /// Where reservations are kept.
+    reservations: PathBuf,
     entries: Mutex<HashMap<u16, Entry>>,
     next: AtomicU64,
-    units: Mutex<Vec<(VolumeId, Weak<LogicalUnit>)>>,
+    units: Mutex<Units>,
 }
 
 /// A session's place in the registry; it is free again when this is dropped.
@@ -67,6 +89,12 @@ impl Drop for Registered {
 }
 
 impl Registry {
+    /// An empty one; `reservations` is a directory, made when it is needed.
+    pub fn new(reservations: PathBuf) -> Self {
+        let (entries, units) = (Mutex::default(), Mutex::default());
+        Self { reservations, entries, next: AtomicU64::new(0), units }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<u16, Entry>> {
         // Entries are whole whenever the lock is free.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
@@ -172,27 +200,71 @@ impl Registry {
         }
     }
 
-    /// The unit over a volume, shared by all sessions that see it.
+    fn units(&self) -> MutexGuard<'_, Units> {
+        // The lists are changed in single steps only.
+        self.units.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The unit over a volume, shared by all sessions that see it. Waits for the disk.
     ///
     /// # Errors
-    /// The volume cannot be opened.
+    /// The volume cannot be opened, or its reservations cannot be read.
     pub fn unit(
         &self,
         volumes: &VolumeStore,
         id: &VolumeId,
-    ) -> Result<Arc<LogicalUnit>, VolumeError> {
-        let volume: Arc<dyn Volume> = volumes.get(id)?;
-        // The list is changed in single steps only.
-        let mut units = self.units.lock().unwrap_or_else(PoisonError::into_inner);
-        units.retain(|(_, unit)| unit.strong_count() > 0);
+    ) -> Result<Arc<LogicalUnit>, UnitError> {
+        let failed = |error| UnitError::Volume(id.clone(), error);
+        let volume: Arc<dyn Volume> = volumes.get(id).map_err(failed)?;
+        let mut units = self.units();
+        units.open.retain(|(_, unit)| unit.strong_count() > 0);
         // A volume that was reset is another one, and so is its unit.
-        let known = units.iter().filter(|(name, _)| name == id);
+        let known = units.open.iter().filter(|(name, _)| name == id);
         let known = known.filter_map(|(_, unit)| unit.upgrade());
         if let Some(unit) = known.into_iter().find(|unit| Arc::ptr_eq(unit.volume(), &volume)) {
             return Ok(unit);
         }
-        let unit = Arc::new(LogicalUnit::new(volume));
-        units.push((id.clone(), Arc::downgrade(&unit)));
+        let lasting = self.lasting(&mut units, id, volume.identity())?;
+        let unit = Arc::new(LogicalUnit::new(volume, lasting));
+        units.open.push((id.clone(), Arc::downgrade(&unit)));
         Ok(unit)
+    }
+
+    fn lasting(
+        &self,
+        units: &mut Units,
+        id: &VolumeId,
+        identity: [u8; 16],
+    ) -> Result<Arc<Lasting>, UnitError> {
+        units
+            .lasting
+            .retain(|_, (_, lasting)| Arc::strong_count(lasting) > 1 || !lasting.is_plain());
+        if let Some((owner, lasting)) = units.lasting.get(id)
+            && *owner == identity
+        {
+            return Ok(Arc::clone(lasting));
+        }
+        durable::directory(&self.reservations)?;
+        let opened = Lasting::open(self.record(id), identity);
+        let opened = opened.map_err(|error| UnitError::Reservations(id.clone(), error))?;
+        let lasting = Arc::new(opened);
+        units.lasting.insert(id.clone(), (identity, Arc::clone(&lasting)));
+        Ok(lasting)
+    }
+
+    fn record(&self, id: &VolumeId) -> PathBuf {
+        self.reservations.join(format!("{id}.pr"))
+    }
+
+    /// Drops all reservations of a volume that begins anew or is gone. Waits for the disk.
+    ///
+    /// # Errors
+    /// The disk failed; they may come back with the next start of bootd.
+    pub fn forget_reservations(&self, id: &VolumeId) -> Result<(), DurableError> {
+        let mut units = self.units();
+        if let Some((_, lasting)) = units.lasting.remove(id) {
+            lasting.reservations.retire();
+        }
+        durable::remove(&self.record(id))
     }
 }

@@ -28,7 +28,7 @@ use super::params::{MAX_RECEIVE, Params};
 use super::pdu::{self, Header, NO_TAG, Parsed, Pdu, opcode, reject};
 use super::registry::Registry;
 use super::text::{self, Answer};
-use crate::scsi::{Sense, UnitView};
+use crate::scsi::{Done, Sense, UnitView};
 use crate::zone::{Admission, ZoneTable};
 
 /// Commands that may be open at once.
@@ -71,8 +71,15 @@ pub(super) enum End {
     Pdu(#[from] pdu::PduFault),
 }
 
-/// The end of work that another thread did: task tag, number of the task, result.
-pub(super) type JobEnd = (u32, u64, Result<(), Sense>);
+/// The end of work that other threads did.
+#[derive(Debug)]
+pub(super) enum JobEnd {
+    /// A command's.
+    Command { tag: u32, number: u64, result: Result<Done, Sense> },
+    /// What a task management function aborted does nothing any more: its answer, and whether the
+    /// session closes then.
+    Managed { answer: Header, close: bool },
+}
 
 /// A command that came before its turn.
 type Held = (Header, Vec<u8>);
@@ -86,7 +93,7 @@ pub(super) struct Session {
     pub(super) kind: SessionKind,
     pub(super) admission: Admission,
     pub(super) params: Params,
-    pub(super) views: Vec<UnitView>,
+    pub(super) views: Arc<[UnitView]>,
     pub(super) around: Surroundings,
     zone: watch::Receiver<u64>,
     stat_sn: u32,
@@ -127,7 +134,7 @@ impl Session {
     pub fn new(
         stream: TcpStream,
         login: LoggedIn,
-        views: Vec<UnitView>,
+        views: Arc<[UnitView]>,
         input: BytesMut,
         around: Surroundings,
     ) -> Self {
@@ -166,8 +173,10 @@ impl Session {
         }
     }
 
-    /// Waits for work in other threads; afterwards nothing of this session touches a volume.
+    /// Aborts what has not begun and waits for work in other threads; afterwards nothing of this
+    /// session touches a volume.
     pub async fn quiesce(&mut self) {
+        self.views.iter().for_each(|view| view.nexus.abort());
         while self.jobs.next().await.is_some() {}
     }
 

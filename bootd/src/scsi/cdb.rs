@@ -2,10 +2,11 @@
 //! wrong with them.
 
 use super::opcodes::op;
+use super::reservation::{self, Access, Kind, Question};
 
 /// Why a CDB is not a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CdbFault {
+pub(crate) enum CdbFault {
     /// An operation (or service action) that is not served.
     Opcode,
     /// A field with a value that is not allowed: byte, and highest bit of the field.
@@ -14,7 +15,7 @@ pub enum CdbFault {
 
 /// A range of blocks to move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span {
+pub(crate) struct Span {
     /// First block.
     pub lba: u64,
     /// Number of blocks.
@@ -26,7 +27,7 @@ pub struct Span {
 /// A command that a direct-access unit serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the fields bear the names of the standard")]
-pub enum Command {
+pub(crate) enum Command {
     TestUnitReady,
     RequestSense { descriptor: bool, allocation: u32 },
     Inquiry { page: Option<u8>, allocation: u32 },
@@ -46,16 +47,73 @@ pub enum Command {
     ReadDefectData { ten: bool, allocation: u32 },
     ModeSense { ten: bool, no_blocks: bool, control: u8, page: u8, subpage: u8, allocation: u32 },
     ReportLuns { select: u8, allocation: u32 },
-    StartStop,
+    ModeSelect { ten: bool, length: u32 },
+    StartStop { start: bool, active: bool, flush: bool },
     PreventAllow { prevent: bool },
     Reserve,
     Release,
     ReportOpcodes { timeouts: bool, which: Which, allocation: u32 },
+    ReserveIn { question: Question, allocation: u32 },
+    ReserveOut { service: u8, kind: Option<Kind>, length: u32 },
+    ExtendedCopy { length: u32 },
+    CopyResults { service: u8, list: u8, allocation: u32 },
+    Sanitize(Erase),
+}
+
+/// A SANITIZE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Erase {
+    /// All blocks are to become zeros; answered before it is done, and left by EXIT FAILURE MODE
+    /// if it fails.
+    All { immediate: bool, unrestricted: bool },
+    /// Leave the state that a failure has led to.
+    ExitFailureMode,
+}
+
+impl Command {
+    /// What it does as far as persistent reservations care (SPC-4 table 49, SBC-3 table 13).
+    /// PERSISTENT RESERVE OUT and RESERVE (6) are judged where they are done.
+    pub(crate) fn access(&self) -> Access {
+        match self {
+            Self::TestUnitReady
+            | Self::RequestSense { .. }
+            | Self::Inquiry { .. }
+            | Self::ReadCapacity10
+            | Self::ReadCapacity16 { .. }
+            | Self::ReportLuns { .. }
+            | Self::ReportOpcodes { .. }
+            | Self::ReserveIn { .. }
+            | Self::ReserveOut { .. }
+            | Self::Reserve
+            | Self::Release
+            | Self::PreventAllow { prevent: false }
+            | Self::StartStop { start: true, active: true, .. } => Access::Free,
+            Self::Read(_)
+            | Self::Verify { .. }
+            | Self::GetLbaStatus { .. }
+            | Self::Prefetch(_)
+            | Self::ReadDefectData { .. }
+            | Self::ModeSense { .. } => Access::Read,
+            Self::Write(_)
+            | Self::WriteAndVerify { .. }
+            | Self::OrWrite(_)
+            | Self::CompareAndWrite(_)
+            | Self::WriteSame { .. }
+            | Self::Unmap { .. }
+            | Self::SynchronizeCache(_)
+            | Self::ModeSelect { .. }
+            | Self::StartStop { .. }
+            | Self::PreventAllow { prevent: true }
+            | Self::ExtendedCopy { .. }
+            | Self::CopyResults { .. }
+            | Self::Sanitize(_) => Access::Write,
+        }
+    }
 }
 
 /// What VERIFY compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compare {
+pub(crate) enum Compare {
     /// Nothing: the blocks can be read.
     Nothing,
     /// Every block with the data sent.
@@ -66,7 +124,7 @@ pub enum Compare {
 
 /// What REPORT SUPPORTED OPERATION CODES is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Which {
+pub(crate) enum Which {
     /// All.
     All,
     /// One operation code without service actions.
@@ -108,7 +166,7 @@ fn plain_span(cdb: &[u8; 16]) -> Result<Span, CdbFault> {
 ///
 /// # Errors
 /// An operation that is not served, or a field that cannot be served.
-pub fn parse(cdb: &[u8; 16]) -> Result<Command, CdbFault> {
+pub(crate) fn parse(cdb: &[u8; 16]) -> Result<Command, CdbFault> {
     let six_span = |blocks: u8| Span {
         lba: (be32(cdb, 0) & 0x1f_ffff).into(),
         blocks: if blocks == 0 { 256 } else { blocks.into() },
@@ -206,7 +264,23 @@ pub fn parse(cdb: &[u8; 16]) -> Result<Command, CdbFault> {
             }
             Command::ReportLuns { select: cdb[2], allocation }
         }
-        op::START_STOP_UNIT => Command::StartStop,
+        op::MODE_SELECT_6 | op::MODE_SELECT_10 => {
+            // Pages have the standard's format, and none are saved.
+            if cdb[1] & 0x10 == 0 {
+                return Err(CdbFault::Field(1, 4));
+            }
+            if cdb[1] & 0x01 != 0 {
+                return Err(CdbFault::Field(1, 0));
+            }
+            let ten = cdb[0] == op::MODE_SELECT_10;
+            let length = if ten { be16(cdb, 7).into() } else { cdb[4].into() };
+            Command::ModeSelect { ten, length }
+        }
+        op::START_STOP_UNIT => Command::StartStop {
+            start: cdb[4] & 0x01 != 0,
+            active: cdb[4] >> 4 == 0,
+            flush: cdb[4] & 0x04 == 0,
+        },
         op::PREVENT_ALLOW => match cdb[4] & 3 {
             0 => Command::PreventAllow { prevent: false },
             1 => Command::PreventAllow { prevent: true },
@@ -237,8 +311,63 @@ pub fn parse(cdb: &[u8; 16]) -> Result<Command, CdbFault> {
             };
             Command::ReportOpcodes { timeouts: cdb[2] & 0x80 != 0, which, allocation: be32(cdb, 6) }
         }
+        op::PERSISTENT_RESERVE_IN => {
+            let question = Question::from_code(cdb[1] & 0x1f).ok_or(CdbFault::Field(1, 4))?;
+            Command::ReserveIn { question, allocation: be16(cdb, 7).into() }
+        }
+        op::PERSISTENT_RESERVE_OUT => reserve_out(cdb)?,
+        op::EXTENDED_COPY => {
+            // LID1 alone.
+            if cdb[1] & 0x1f != 0 {
+                return Err(CdbFault::Field(1, 4));
+            }
+            Command::ExtendedCopy { length: be32(cdb, 10) }
+        }
+        op::RECEIVE_COPY_RESULTS => {
+            let service = cdb[1] & 0x1f;
+            if !matches!(service, op::COPY_STATUS | op::COPY_PARAMETERS) {
+                return Err(CdbFault::Field(1, 4));
+            }
+            Command::CopyResults { service, list: cdb[2], allocation: be32(cdb, 10) }
+        }
+        op::SANITIZE => sanitize(cdb)?,
         _ => return Err(CdbFault::Opcode),
     })
+}
+
+fn reserve_out(cdb: &[u8; 16]) -> Result<Command, CdbFault> {
+    use reservation::action::{PREEMPT, PREEMPT_AND_ABORT, REGISTER_AND_MOVE, RELEASE, RESERVE};
+    let service = cdb[1] & 0x1f;
+    if service > REGISTER_AND_MOVE {
+        return Err(CdbFault::Field(1, 4));
+    }
+    let kind = reservation::type_of(cdb[2]);
+    let needed = matches!(service, RESERVE | RELEASE | PREEMPT | PREEMPT_AND_ABORT);
+    if needed && kind.is_none() {
+        return Err(CdbFault::Field(2, 7));
+    }
+    Ok(Command::ReserveOut { service, kind, length: be32(cdb, 5) })
+}
+
+fn sanitize(cdb: &[u8; 16]) -> Result<Command, CdbFault> {
+    if cdb[1] & 0x40 != 0 {
+        return Err(CdbFault::Field(1, 6));
+    }
+    if let Some(at) = (2..7).find(|at| cdb[*at] != 0) {
+        return Err(CdbFault::Field(at as u16, 7));
+    }
+    let erase = match cdb[1] & 0x1f {
+        op::BLOCK_ERASE | op::CRYPTO_ERASE => {
+            Erase::All { immediate: cdb[1] & 0x80 != 0, unrestricted: cdb[1] & 0x20 != 0 }
+        }
+        op::EXIT_FAILURE_MODE => Erase::ExitFailureMode,
+        _ => return Err(CdbFault::Field(1, 4)),
+    };
+    // None of these has parameters.
+    if be16(cdb, 7) != 0 {
+        return Err(CdbFault::Field(7, 7));
+    }
+    Ok(Command::Sanitize(erase))
 }
 
 #[cfg(test)]

@@ -1,17 +1,19 @@
-//! What each command does.
+//! What each command needs, and the answers of those that need nothing.
 
-use crate::volume::VolumeError;
-
-use super::cdb::{CdbFault, Command, Compare, Span, parse};
-use super::inquiry::{self, MAX_COMPARE_BLOCKS, MAX_UNMAP_BLOCKS, MAX_UNMAP_DESCRIPTORS};
-use super::mode;
+use super::cdb::{CdbFault, Command, Compare, Erase, Span, parse};
+use super::inquiry::{self, MAX_COMPARE_BLOCKS};
+use super::lasting::Sanitize;
 use super::opcodes::{self, op};
+use super::reservation::{self, Access};
 use super::sense::Sense;
 use super::unit::UnitView;
-use super::{BLOCK, MAX_TRANSFER_BLOCKS, status};
+use super::work::{Action, failed};
+use super::{BLOCK, MAX_TRANSFER_BLOCKS, copy, mode, status};
 
-/// Bytes that are read or written at once where a command itself walks over blocks.
-const CHUNK: u64 = 1 << 20;
+/// Longest PERSISTENT RESERVE OUT parameter list: bytes. Two thousand ports with short names.
+const MAX_RESERVE_LIST: u32 = 128 << 10;
+/// Most descriptors of one GET LBA STATUS answer.
+const MAX_LBA_DESCRIPTORS: usize = 32;
 
 /// A command's end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +32,7 @@ impl Reply {
         Self { status: status::CHECK_CONDITION, data: Vec::new(), sense: Some(sense) }
     }
 
-    fn conflict() -> Self {
+    pub fn conflict() -> Self {
         Self { status: status::RESERVATION_CONFLICT, data: Vec::new(), sense: None }
     }
 
@@ -54,80 +56,14 @@ pub(crate) enum Step {
     Done(Reply),
     /// This range of the volume is to be sent, then GOOD.
     Read { offset: u64, length: u64 },
-    /// This much data is to be collected, then [`finish`] called.
+    /// This much data is to be collected, then [`super::finish`] called.
     Collect { length: u64, action: Action },
     /// A flush, then GOOD.
     Flush,
-    /// Work that takes long and needs no data: [`finish`] without any.
+    /// Work that takes long and needs no data: [`super::finish`] without any.
     Work(Action),
-}
-
-/// What to do with data once it is there.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Action {
-    Write { offset: u64, flush: bool },
-    WriteAndVerify { offset: u64 },
-    Verify { offset: u64, length: u64, one: bool },
-    OrWrite { offset: u64, flush: bool },
-    CompareAndWrite { offset: u64, flush: bool },
-    WriteSame { offset: u64, length: u64, unmap: bool },
-    Unmap,
-    ReadThrough { offset: u64, length: u64 },
-}
-
-impl Action {
-    /// Whether the work may wait for the disk, or takes so long that it belongs in a thread of
-    /// its own.
-    pub fn may_wait(&self, view: &UnitView, data: &[u8]) -> bool {
-        let volume = view.unit.volume();
-        let length = data.len() as u64;
-        match *self {
-            Self::Write { offset, .. } => volume.may_wait(offset, length),
-            Self::WriteAndVerify { offset }
-            | Self::OrWrite { offset, .. }
-            | Self::CompareAndWrite { offset, .. } => {
-                length > CHUNK || volume.may_wait(offset, length)
-            }
-            Self::Verify { length, .. } | Self::ReadThrough { length, .. } => length > CHUNK,
-            Self::WriteSame { offset, length, .. } => {
-                length > CHUNK || volume.may_wait(offset, length)
-            }
-            // A list that is wrong is refused without waiting; one that is long takes a while.
-            Self::Unmap => unmap_ranges(data).is_ok_and(|ranges| {
-                let total: u64 = ranges.iter().map(|(_, count)| u64::from(*count) * BLOCK).sum();
-                let waits = |(lba, count): &(u64, u32)| {
-                    let offset = lba.saturating_mul(BLOCK);
-                    volume.may_wait(offset, u64::from(*count) * BLOCK)
-                };
-                total > 16 * CHUNK || ranges.iter().any(waits)
-            }),
-        }
-    }
-}
-
-/// The sense data of a failed volume operation.
-pub(crate) fn sense_of(error: &VolumeError) -> Sense {
-    match error {
-        VolumeError::Range { .. } => Sense::LBA_OUT_OF_RANGE,
-        VolumeError::ReadOnly { .. } => Sense::WRITE_PROTECTED,
-        VolumeError::Full { .. } => Sense::SPACE_ALLOCATION_FAILED,
-        VolumeError::Poisoned { .. } => Sense::TARGET_FAILURE,
-        VolumeError::Io { operation, .. } if operation.starts_with("reading") => Sense::READ_ERROR,
-        VolumeError::Io { .. } => Sense::WRITE_ERROR,
-        _ => Sense::TARGET_FAILURE,
-    }
-}
-
-fn failed(view: &UnitView, error: &VolumeError) -> Sense {
-    let sense = sense_of(error);
-    if sense.key != Sense::LBA_OUT_OF_RANGE.key {
-        tracing::warn!(
-            lun = view.lun,
-            error = error as &dyn std::error::Error,
-            "volume I/O failed"
-        );
-    }
-    sense
+    /// The same, after GOOD was answered.
+    Background(Action),
 }
 
 /// Looks at a command. `expected` is how much data the initiator will send.
@@ -144,10 +80,19 @@ fn step(view: &UnitView, cdb: &[u8; 16], expected: u64) -> Result<Step, Sense> {
         CdbFault::Opcode => Sense::INVALID_OPCODE,
         CdbFault::Field(byte, bit) => Sense::INVALID_FIELD_IN_CDB.at(byte, bit),
     })?;
-    let passes =
-        exempt || matches!(command, Command::Release | Command::PreventAllow { prevent: false });
-    if !passes && view.unit.reserved_by_other(&view.nexus) {
+    if !exempt && conflicts(view, &command) {
         return Ok(Step::Done(Reply::conflict()));
+    }
+    if !exempt && !matches!(command, Command::ReserveIn { .. } | Command::Sanitize(_)) {
+        match view.unit.lasting.sanitize() {
+            Sanitize::Idle => {}
+            Sanitize::Running => return Err(Sense::SANITIZE_IN_PROGRESS),
+            Sanitize::Failed | Sanitize::FailedUnrestricted => {
+                if command.access() != Access::Free {
+                    return Err(Sense::SANITIZE_FAILED);
+                }
+            }
+        }
     }
     match command {
         Command::Read(span) => {
@@ -157,9 +102,23 @@ fn step(view: &UnitView, cdb: &[u8; 16], expected: u64) -> Result<Step, Sense> {
         Command::Write(span) => {
             writable(view)?;
             let (offset, length) = range(view, span, true)?;
-            Ok(collect(length, Action::Write { offset, flush: span.fua }))
+            Ok(collect(length, Action::Write { offset, flush: through(view, span) }))
         }
         other => data_step(view, other, expected),
+    }
+}
+
+/// Whether a reservation stands in the way.
+fn conflicts(view: &UnitView, command: &Command) -> bool {
+    let (unit, nexus) = (&view.unit, &view.nexus);
+    if unit.lasting.reservations.conflicts(&nexus.port, command.access()) {
+        return true;
+    }
+    match command {
+        Command::Release | Command::PreventAllow { prevent: false } => false,
+        // The two kinds of reservation exclude each other (SPC-2 section 5.5.1).
+        Command::ReserveOut { .. } => unit.reserved(),
+        _ => unit.reserved_by_other(nexus),
     }
 }
 
@@ -183,7 +142,7 @@ fn data_step(view: &UnitView, command: Command, expected: u64) -> Result<Step, S
         Command::OrWrite(span) => {
             writable(view)?;
             let (offset, length) = range(view, span, true)?;
-            collect(length, Action::OrWrite { offset, flush: span.fua })
+            collect(length, Action::OrWrite { offset, flush: through(view, span) })
         }
         Command::CompareAndWrite(span) => {
             writable(view)?;
@@ -194,7 +153,7 @@ fn data_step(view: &UnitView, command: Command, expected: u64) -> Result<Step, S
             if expected != 2 * length {
                 return Err(Sense::INVALID_FIELD_IN_CDB.at(13, 7));
             }
-            collect(expected, Action::CompareAndWrite { offset, flush: span.fua })
+            collect(expected, Action::CompareAndWrite { offset, flush: through(view, span) })
         }
         Command::WriteSame { span, unmap, no_data } => {
             writable(view)?;
@@ -223,8 +182,56 @@ fn data_step(view: &UnitView, command: Command, expected: u64) -> Result<Step, S
             // The page cache reads ahead by itself: the condition is met when blocks are read.
             Step::Done(Reply::GOOD)
         }
+        Command::StartStop { start: false, flush: true, .. } => Step::Flush,
+        other => return control_step(view, other),
+    })
+}
+
+/// The commands that change the unit and not its blocks, or all of them.
+fn control_step(view: &UnitView, command: Command) -> Result<Step, Sense> {
+    Ok(match command {
+        Command::ModeSelect { ten, length } => collect(length.into(), Action::ModeSelect { ten }),
+        Command::ReserveOut { service, kind, length } => {
+            // Who may not write cannot shut others out either.
+            writable(view)?;
+            if !(24..=MAX_RESERVE_LIST).contains(&length) {
+                return Err(Sense::PARAMETER_LIST_LENGTH);
+            }
+            collect(length.into(), Action::ReserveOut { service, kind })
+        }
+        Command::ExtendedCopy { length } => {
+            if u64::from(length) > copy::MAX_LIST as u64 {
+                return Err(Sense::PARAMETER_LIST_LENGTH);
+            }
+            collect(length.into(), Action::ExtendedCopy)
+        }
+        Command::Sanitize(erase) => sanitize(view, erase)?,
         other => Step::Done(answer(view, other)?),
     })
+}
+
+fn sanitize(view: &UnitView, erase: Erase) -> Result<Step, Sense> {
+    writable(view)?;
+    let lasting = &view.unit.lasting;
+    let (immediate, unrestricted) = match (erase, lasting.sanitize()) {
+        (_, Sanitize::Running) => return Err(Sense::SANITIZE_IN_PROGRESS),
+        (Erase::ExitFailureMode, Sanitize::Failed) => return Err(Sense::SANITIZE_FAILED),
+        (Erase::ExitFailureMode, _) => {
+            lasting.end_sanitize(Sanitize::Idle);
+            return Ok(Step::Done(Reply::GOOD));
+        }
+        (Erase::All { immediate, unrestricted }, _) => (immediate, unrestricted),
+    };
+    if !lasting.begin_sanitize() {
+        return Err(Sense::SANITIZE_IN_PROGRESS);
+    }
+    let action = Action::Sanitize { unrestricted };
+    Ok(if immediate { Step::Background(action) } else { Step::Work(action) })
+}
+
+/// Whether a write must be on disk before it is answered.
+fn through(view: &UnitView, span: Span) -> bool {
+    span.fua || view.unit.lasting.modes.write_through()
 }
 
 /// The commands that only return parameter data or a status.
@@ -232,11 +239,16 @@ fn answer(view: &UnitView, command: Command) -> Result<Reply, Sense> {
     let volume = view.unit.volume();
     let blocks = volume.size_bytes() / BLOCK;
     Ok(match command {
-        Command::TestUnitReady | Command::StartStop | Command::PreventAllow { .. } => Reply::GOOD,
+        Command::TestUnitReady | Command::StartStop { .. } | Command::PreventAllow { .. } => {
+            Reply::GOOD
+        }
         Command::RequestSense { descriptor, allocation } => {
-            let sense = view.nexus.take_attention().unwrap_or(Sense::NONE);
-            let data = if descriptor { sense.to_descriptor() } else { sense.to_fixed() };
-            Reply::data(data, allocation)
+            let running = match view.unit.lasting.sanitize() {
+                Sanitize::Running => Sense::SANITIZE_IN_PROGRESS,
+                _ => Sense::NONE,
+            };
+            let sense = view.nexus.take_attention().unwrap_or(running);
+            Reply::data(sense.to_bytes(descriptor), allocation)
         }
         Command::Inquiry { page: None, allocation } => {
             Reply::data(inquiry::standard(true), allocation)
@@ -253,26 +265,38 @@ fn answer(view: &UnitView, command: Command) -> Result<Reply, Sense> {
             let mut data = vec![0; 32];
             data[0..8].copy_from_slice(&(blocks - 1).to_be_bytes());
             data[8..12].copy_from_slice(&(BLOCK as u32).to_be_bytes());
+            // No physical block exponent: the 4 KiB of the map are told as granularities (page B0h).
             // Thin provisioning, and unmapped blocks read as zeros.
             data[14] = 0x80 | 0x40;
             Reply::data(data, allocation)
         }
         Command::GetLbaStatus { lba, allocation } => {
-            Reply::data(lba_status(view, lba, blocks)?, allocation)
+            Reply::data(lba_status(view, lba, blocks, allocation)?, allocation)
         }
         Command::ModeSense { ten, no_blocks, control, page, subpage, allocation } => {
             let question = mode::Question { ten, no_blocks, control, page, subpage };
-            Reply::data(mode::sense(question, blocks, view.read_only)?, allocation)
+            let about = mode::About { blocks, read_only: view.read_only };
+            Reply::data(mode::sense(&view.unit.lasting.modes, question, about)?, allocation)
         }
         Command::ReadDefectData { ten, allocation } => {
             // An empty list of the format that was asked for; nothing here has defects.
             Reply::data(if ten { vec![0; 4] } else { vec![0; 8] }, allocation)
         }
-        Command::Reserve if view.unit.reserve(&view.nexus) => Reply::GOOD,
-        Command::Reserve => Reply::conflict(),
+        Command::Reserve => reserve(view)?,
         Command::Release => {
             view.unit.release(&view.nexus);
             Reply::GOOD
+        }
+        Command::ReserveIn { question, allocation } => Reply::data(
+            reservation::answer(&view.unit.lasting.reservations.now(), question),
+            allocation,
+        ),
+        Command::CopyResults { service: op::COPY_PARAMETERS, allocation, .. } => {
+            Reply::data(copy::parameters(), allocation)
+        }
+        Command::CopyResults { list, allocation, .. } => {
+            let status = view.nexus.copies.status(list);
+            Reply::data(status.ok_or(Sense::INVALID_FIELD_IN_CDB.at(2, 7))?, allocation)
         }
         Command::ReportOpcodes { timeouts, which, allocation } => {
             let data = opcodes::report(which, timeouts);
@@ -308,27 +332,50 @@ pub(crate) fn no_unit(cdb: &[u8; 16]) -> Reply {
             Reply::data(inquiry::standard(false), allocation)
         }
         Ok(Command::RequestSense { descriptor, allocation }) => {
-            let sense = Sense::NO_SUCH_UNIT;
-            let data = if descriptor { sense.to_descriptor() } else { sense.to_fixed() };
-            Reply::data(data, allocation)
+            Reply::data(Sense::NO_SUCH_UNIT.to_bytes(descriptor), allocation)
         }
         _ => Reply::check(Sense::NO_SUCH_UNIT),
     }
 }
 
-fn lba_status(view: &UnitView, lba: u64, blocks: u64) -> Result<Vec<u8>, Sense> {
+/// RESERVE (6). Among persistent reservations it does nothing, and is refused to whom they do not
+/// know (SPC-4 section 5.12.3, CRH=1).
+fn reserve(view: &UnitView) -> Result<Reply, Sense> {
+    writable(view)?;
+    let state = view.unit.lasting.reservations.now();
+    let done = if state.is_empty() {
+        view.unit.reserve(&view.nexus)
+    } else {
+        let port = &view.nexus.port;
+        state.key_of(port).is_some() && !state.conflicts(port, Access::Write)
+    };
+    Ok(if done { Reply::GOOD } else { Reply::conflict() })
+}
+
+/// GET LBA STATUS: as many descriptors as the initiator has room for.
+fn lba_status(view: &UnitView, lba: u64, blocks: u64, allocation: u32) -> Result<Vec<u8>, Sense> {
     if lba >= blocks {
         return Err(Sense::LBA_OUT_OF_RANGE);
     }
-    // One descriptor: more can be asked for at its end.
-    let limit = (blocks - lba).min(1 << 21) * BLOCK;
-    let extent =
-        view.unit.volume().extent(lba * BLOCK, limit).map_err(|error| failed(view, &error))?;
-    let mut data = vec![0; 24];
-    data[0..4].copy_from_slice(&20_u32.to_be_bytes());
-    data[8..16].copy_from_slice(&lba.to_be_bytes());
-    data[16..20].copy_from_slice(&((extent.length / BLOCK) as u32).to_be_bytes());
-    data[20] = u8::from(!extent.provisioned);
+    let room = (allocation as usize).saturating_sub(8) / 16;
+    let mut data = vec![0; 8];
+    let mut at = lba;
+    for _ in 0..room.clamp(1, MAX_LBA_DESCRIPTORS) {
+        // The map is looked through: not more of it than a GiB at a time.
+        let limit = (blocks - at).min(1 << 21) * BLOCK;
+        let extent = view.unit.volume().extent(at * BLOCK, limit);
+        let extent = extent.map_err(|error| failed(view, &error))?;
+        let length = extent.length / BLOCK;
+        data.extend(at.to_be_bytes());
+        data.extend((length as u32).to_be_bytes());
+        data.extend([u8::from(!extent.provisioned), 0, 0, 0]);
+        at += length;
+        if at >= blocks || length == 0 {
+            break;
+        }
+    }
+    let length = (data.len() - 4) as u32;
+    data[0..4].copy_from_slice(&length.to_be_bytes());
     Ok(data)
 }
 
@@ -337,7 +384,7 @@ fn collect(length: u64, action: Action) -> Step {
 }
 
 fn writable(view: &UnitView) -> Result<(), Sense> {
-    if view.read_only { Err(Sense::WRITE_PROTECTED) } else { Ok(()) }
+    if view.write_protected() { Err(Sense::WRITE_PROTECTED) } else { Ok(()) }
 }
 
 /// Start and length in bytes of a span that is inside the volume.
@@ -351,146 +398,4 @@ fn range(view: &UnitView, span: Span, moved: bool) -> Result<(u64, u64), Sense> 
         return Err(Sense::INVALID_FIELD_IN_CDB);
     }
     Ok((span.lba * BLOCK, u64::from(span.blocks) * BLOCK))
-}
-
-/// Does a command's work. Returns whether a flush must follow before GOOD.
-///
-/// # Errors
-/// The sense data of the failure.
-pub(crate) fn finish(view: &UnitView, action: Action, data: &[u8]) -> Result<bool, Sense> {
-    let volume = view.unit.volume();
-    let fail = |error| failed(view, &error);
-    match action {
-        Action::Write { offset, flush } => {
-            volume.write_at(offset, data).map_err(fail)?;
-            Ok(flush)
-        }
-        Action::WriteAndVerify { offset } => {
-            volume.write_at(offset, data).map_err(fail)?;
-            compare(view, offset, data)?;
-            Ok(true)
-        }
-        Action::Verify { offset, one: false, .. } => compare(view, offset, data).map(|()| false),
-        Action::Verify { offset, length, one: true } => {
-            for at in (offset..offset + length).step_by(BLOCK as usize) {
-                compare(view, at, data)?;
-            }
-            Ok(false)
-        }
-        Action::OrWrite { offset, flush } => view.unit.atomically(|| {
-            let mut merged = vec![0; data.len()];
-            volume.read_at(offset, &mut merged).map_err(fail)?;
-            merged.iter_mut().zip(data).for_each(|(old, new)| *old |= new);
-            volume.write_at(offset, &merged).map_err(fail)?;
-            Ok(flush)
-        }),
-        Action::CompareAndWrite { offset, flush } => view.unit.atomically(|| {
-            let (old, new) = data.split_at(data.len() / 2);
-            compare(view, offset, old)?;
-            volume.write_at(offset, new).map_err(fail)?;
-            Ok(flush)
-        }),
-        Action::WriteSame { offset, length, unmap } => {
-            // Initiators that ask for unmapping get it whatever data they send along, as other
-            // targets do.
-            if unmap || data.iter().all(|byte| *byte == 0) {
-                volume.discard(offset, length).map_err(fail)?;
-                return Ok(false);
-            }
-            let chunk = data.repeat((CHUNK.min(length) / BLOCK) as usize);
-            let mut at = offset;
-            while at < offset + length {
-                let part = CHUNK.min(offset + length - at);
-                volume.write_at(at, &chunk[..part as usize]).map_err(fail)?;
-                at += part;
-            }
-            Ok(false)
-        }
-        Action::Unmap => unmap(view, data).map(|()| false),
-        Action::ReadThrough { offset, length } => {
-            let mut buffer = vec![0; CHUNK.min(length) as usize];
-            let mut at = offset;
-            while at < offset + length {
-                let part = CHUNK.min(offset + length - at);
-                volume.read_at(at, &mut buffer[..part as usize]).map_err(fail)?;
-                at += part;
-            }
-            Ok(false)
-        }
-    }
-}
-
-/// MISCOMPARE names the first byte that differs.
-fn compare(view: &UnitView, offset: u64, data: &[u8]) -> Result<(), Sense> {
-    let mut found = vec![0; data.len()];
-    view.unit.volume().read_at(offset, &mut found).map_err(|error| failed(view, &error))?;
-    match found.iter().zip(data).position(|(a, b)| a != b) {
-        Some(at) => {
-            let information = u32::try_from(at).unwrap_or(u32::MAX);
-            Err(Sense { information: Some(information), ..Sense::MISCOMPARE })
-        }
-        None => Ok(()),
-    }
-}
-
-/// UNMAP's parameter list (SBC-3 section 5.28): all descriptors are checked before any is done.
-fn unmap(view: &UnitView, data: &[u8]) -> Result<(), Sense> {
-    let ranges = unmap_ranges(data)?;
-    let blocks = view.unit.volume().size_bytes() / BLOCK;
-    let mut total = 0_u64;
-    for (lba, count) in &ranges {
-        total += u64::from(*count);
-        match lba.checked_add(u64::from(*count)) {
-            Some(end) if end <= blocks => {}
-            _ => return Err(Sense::LBA_OUT_OF_RANGE),
-        }
-    }
-    if total > u64::from(MAX_UNMAP_BLOCKS) {
-        return Err(Sense::INVALID_PARAMETER);
-    }
-    for (lba, count) in ranges {
-        let done = view.unit.volume().discard(lba * BLOCK, u64::from(count) * BLOCK);
-        done.map_err(|error| failed(view, &error))?;
-    }
-    Ok(())
-}
-
-/// LBA and block count of each descriptor.
-fn unmap_ranges(data: &[u8]) -> Result<Vec<(u64, u32)>, Sense> {
-    if data.len() < 8 {
-        return Err(Sense::PARAMETER_LIST_LENGTH);
-    }
-    let length = usize::from(u16::from_be_bytes([data[2], data[3]]));
-    let descriptors = data[8..].get(..length).ok_or(Sense::PARAMETER_LIST_LENGTH)?;
-    let descriptors = descriptors.chunks_exact(16);
-    if descriptors.len() > MAX_UNMAP_DESCRIPTORS as usize {
-        return Err(Sense::INVALID_PARAMETER);
-    }
-    let number = |bytes: &[u8]| bytes.iter().fold(0, |n, byte| n << 8 | u64::from(*byte));
-    Ok(descriptors.map(|d| (number(&d[0..8]), number(&d[8..12]) as u32)).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn any_unmap_list_is_read_without_panic(data in proptest::collection::vec(any::<u8>(), 0..200)) {
-            if let Ok(ranges) = unmap_ranges(&data) {
-                prop_assert!(ranges.len() <= data.len() / 16);
-            }
-        }
-    }
-
-    #[test]
-    fn an_unmap_list_shorter_than_it_says_is_refused() {
-        let mut data = vec![0, 22, 0, 16, 0, 0, 0, 0];
-        data.extend([0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 8, 0, 0, 0, 0]);
-        assert_eq!(unmap_ranges(&data), Ok(vec![(256, 8)]));
-        data.pop();
-        assert_eq!(unmap_ranges(&data), Err(Sense::PARAMETER_LIST_LENGTH));
-    }
 }

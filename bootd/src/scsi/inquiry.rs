@@ -22,6 +22,7 @@ pub(crate) fn standard(present: bool) -> Vec<u8> {
     data[2] = 0x06; // SPC-4
     data[3] = 0x02; // response data format
     data[4] = 96 - 5;
+    data[5] = 0x08; // third-party copy
     data[7] = 0x02; // command queuing
     data[8..16].copy_from_slice(VENDOR);
     data[16..32].copy_from_slice(PRODUCT);
@@ -66,6 +67,18 @@ fn naa(identity: [u8; 16]) -> [u8; 16] {
     name
 }
 
+/// Whether a designator (code set, association and type, length, bytes; zeros may follow) is one
+/// of this unit: its NAA name; the T10 name is longer than such a descriptor.
+pub(crate) fn designated(designator: &[u8; 24], identity: [u8; 16]) -> bool {
+    let length = usize::from(designator[3]).min(20);
+    let name = &designator[4..4 + length];
+    // The unit's own, not its port's.
+    match (designator[0] & 0x0f, designator[1] & 0x3f) {
+        (0x01, 0x03) => name == naa(identity),
+        _ => false,
+    }
+}
+
 fn designators(identity: [u8; 16]) -> Vec<u8> {
     let mut body = Vec::new();
     // NAA, binary, of the unit.
@@ -105,6 +118,8 @@ fn block_limits() -> Vec<u8> {
 fn characteristics() -> Vec<u8> {
     let mut body = vec![0; 60];
     body[1] = 0x01; // not rotating
+    // After SANITIZE, block or crypto erase, blocks can be read and are zeros (WABEREQ, WACEREQ).
+    body[3] = 0x40 | 0x10;
     body
 }
 

@@ -1,20 +1,29 @@
 //! One logical unit: CDB in, data and sense out (SPC-4, SBC-3). Knows volumes, not the network.
 //!
-//! [`execute::begin`] looks at a CDB and says what comes next ([`Step`]): an answer, a range of
-//! the volume to send, data to collect, or a flush. The transport does the moving and waiting.
+//! [`begin`] looks at a CDB and says what comes next ([`Step`]): an answer, a range of the volume
+//! to send, data to collect, work or a flush. The transport does the moving and waiting, and calls
+//! [`finish`] for the work.
 
 mod cdb;
+mod copy;
 mod execute;
+mod flights;
 mod inquiry;
+mod lasting;
 mod mode;
 mod opcodes;
+mod reservation;
 mod sense;
 mod unit;
+mod work;
 
-pub(crate) use execute::{Action, Reply, Step, begin, finish, no_unit, report_luns, sense_of};
+pub(crate) use execute::{Reply, Step, begin, no_unit, report_luns};
+pub(crate) use lasting::Lasting;
 pub(crate) use opcodes::op::REPORT_LUNS;
+pub(crate) use reservation::{PORTAL_GROUP, Port, ReservationError};
 pub(crate) use sense::Sense;
 pub(crate) use unit::{LogicalUnit, Nexus, UnitView};
+pub(crate) use work::{Action, Done, Job, finish, sense_of};
 
 /// Bytes of a logical block.
 pub(crate) const BLOCK: u64 = 512;

@@ -13,6 +13,7 @@ pub(crate) mod op {
     pub const INQUIRY: u8 = 0x12;
     pub const RESERVE_6: u8 = 0x16;
     pub const RELEASE_6: u8 = 0x17;
+    pub const MODE_SELECT_6: u8 = 0x15;
     pub const MODE_SENSE_6: u8 = 0x1a;
     pub const START_STOP_UNIT: u8 = 0x1b;
     pub const PREVENT_ALLOW: u8 = 0x1e;
@@ -26,7 +27,18 @@ pub(crate) mod op {
     pub const READ_DEFECT_DATA_10: u8 = 0x37;
     pub const WRITE_SAME_10: u8 = 0x41;
     pub const UNMAP: u8 = 0x42;
+    pub const SANITIZE: u8 = 0x48;
+    pub const BLOCK_ERASE: u8 = 0x02;
+    pub const CRYPTO_ERASE: u8 = 0x03;
+    pub const EXIT_FAILURE_MODE: u8 = 0x1f;
+    pub const MODE_SELECT_10: u8 = 0x55;
     pub const MODE_SENSE_10: u8 = 0x5a;
+    pub const PERSISTENT_RESERVE_IN: u8 = 0x5e;
+    pub const PERSISTENT_RESERVE_OUT: u8 = 0x5f;
+    pub const EXTENDED_COPY: u8 = 0x83;
+    pub const RECEIVE_COPY_RESULTS: u8 = 0x84;
+    pub const COPY_STATUS: u8 = 0x00;
+    pub const COPY_PARAMETERS: u8 = 0x03;
     pub const READ_16: u8 = 0x88;
     pub const COMPARE_AND_WRITE: u8 = 0x89;
     pub const WRITE_16: u8 = 0x8a;
@@ -72,8 +84,9 @@ const TABLE: &[Entry] = &[
     plain(&[op::INQUIRY, 0x01, 0xff, 0xff, 0xff, 0]),
     plain(&[op::RESERVE_6, 0x11, 0, 0, 0, 0]),
     plain(&[op::RELEASE_6, 0x11, 0, 0, 0, 0]),
+    plain(&[op::MODE_SELECT_6, 0x11, 0, 0, 0xff, 0]),
     plain(&[op::MODE_SENSE_6, 0x08, 0xff, 0xff, 0xff, 0]),
-    plain(&[op::START_STOP_UNIT, 0x01, 0, 0x0f, 0xf7, 0]),
+    plain(&[op::START_STOP_UNIT, 0x01, 0, 0x0f, 0xf5, 0]),
     plain(&[op::PREVENT_ALLOW, 0, 0, 0, 0x03, 0]),
     plain(&[op::READ_CAPACITY_10, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
     plain(&[op::READ_10, 0xf8, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0]),
@@ -85,7 +98,32 @@ const TABLE: &[Entry] = &[
     plain(&[op::READ_DEFECT_DATA_10, 0, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0]),
     plain(&[op::WRITE_SAME_10, 0xf8, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0]),
     plain(&[op::UNMAP, 0x01, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
+    action(op::BLOCK_ERASE, &[op::SANITIZE, 0xbf, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
+    action(op::CRYPTO_ERASE, &[op::SANITIZE, 0xbf, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
+    action(op::EXIT_FAILURE_MODE, &[op::SANITIZE, 0x1f, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
+    plain(&[op::MODE_SELECT_10, 0x11, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
     plain(&[op::MODE_SENSE_10, 0x08, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0]),
+    action(0, &[op::PERSISTENT_RESERVE_IN, 0x1f, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
+    action(1, &[op::PERSISTENT_RESERVE_IN, 0x1f, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
+    action(2, &[op::PERSISTENT_RESERVE_IN, 0x1f, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
+    action(3, &[op::PERSISTENT_RESERVE_IN, 0x1f, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
+    action(0, &[op::PERSISTENT_RESERVE_OUT, 0x1f, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0]),
+    action(1, &[op::PERSISTENT_RESERVE_OUT, 0x1f, 0xff, 0, 0, 0xff, 0xff, 0xff, 0xff, 0]),
+    action(2, &[op::PERSISTENT_RESERVE_OUT, 0x1f, 0xff, 0, 0, 0xff, 0xff, 0xff, 0xff, 0]),
+    action(3, &[op::PERSISTENT_RESERVE_OUT, 0x1f, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0]),
+    action(4, &[op::PERSISTENT_RESERVE_OUT, 0x1f, 0xff, 0, 0, 0xff, 0xff, 0xff, 0xff, 0]),
+    action(5, &[op::PERSISTENT_RESERVE_OUT, 0x1f, 0xff, 0, 0, 0xff, 0xff, 0xff, 0xff, 0]),
+    action(6, &[op::PERSISTENT_RESERVE_OUT, 0x1f, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0]),
+    action(7, &[op::PERSISTENT_RESERVE_OUT, 0x1f, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0]),
+    action(0, &[op::EXTENDED_COPY, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255, 0, 0]),
+    action(
+        op::COPY_STATUS,
+        &[op::RECEIVE_COPY_RESULTS, 0x1f, 0xff, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255, 0, 0],
+    ),
+    action(
+        op::COPY_PARAMETERS,
+        &[op::RECEIVE_COPY_RESULTS, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255, 0, 0],
+    ),
     plain(&[op::READ_16, 0xf8, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 0, 0]),
     plain(&[
         op::COMPARE_AND_WRITE,

@@ -1,5 +1,5 @@
-//! A logical unit and the nexuses (sessions) that see it: unit attentions, reservation, prevention
-//! of removal, resets, and the flush that many commands share.
+//! A logical unit and the nexuses (sessions) that see it: unit attentions, RESERVE (6), aborts and
+//! resets, and the flush that many commands share.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,6 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::oneshot;
 
+use super::copy::Copies;
+use super::flights::Flights;
+use super::lasting::Lasting;
+use super::reservation::{Attention, Port};
 use super::sense::Sense;
 use crate::volume::{Volume, VolumeError};
 
@@ -17,14 +21,36 @@ const MAX_ATTENTIONS: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Nexus {
     id: u64,
+    /// The initiator port at its other end.
+    pub port: Port,
     waiting: AtomicBool,
     attentions: Mutex<VecDeque<Sense>>,
+    /// Counts what has aborted the tasks of this nexus.
+    aborts: AtomicU64,
+    /// Its work that touches the volume.
+    pub flights: Flights,
+    /// What became of its EXTENDED COPYs.
+    pub copies: Copies,
 }
 
 impl Nexus {
-    /// A new one. `id` differs from all others that live.
-    pub fn new(id: u64) -> Self {
-        Self { id, waiting: AtomicBool::new(false), attentions: Mutex::default() }
+    /// A new one. `id` differs from all other sessions that live.
+    pub fn new(id: u64, port: Port) -> Self {
+        Self {
+            id,
+            port,
+            waiting: AtomicBool::new(false),
+            attentions: Mutex::default(),
+            aborts: AtomicU64::new(0),
+            flights: Flights::default(),
+            copies: Copies::default(),
+        }
+    }
+
+    /// Aborts all tasks of this nexus. Work that is in flight may still end:
+    /// [`Flights::drain`] waits for it.
+    pub fn abort(&self) {
+        self.aborts.fetch_add(1, Ordering::SeqCst);
     }
 
     fn raise(&self, sense: Sense) {
@@ -64,6 +90,8 @@ struct FlushQueue {
 #[derive(Debug)]
 pub(crate) struct LogicalUnit {
     volume: Arc<dyn Volume>,
+    /// What outlives the sessions.
+    pub lasting: Arc<Lasting>,
     nexuses: Mutex<Vec<Weak<Nexus>>>,
     /// Nexus that holds the reservation of RESERVE (6); 0 for none.
     holder: AtomicU64,
@@ -76,9 +104,10 @@ pub(crate) struct LogicalUnit {
 
 impl LogicalUnit {
     /// A unit over a volume.
-    pub fn new(volume: Arc<dyn Volume>) -> Self {
+    pub fn new(volume: Arc<dyn Volume>, lasting: Arc<Lasting>) -> Self {
         Self {
             volume,
+            lasting,
             nexuses: Mutex::default(),
             holder: AtomicU64::new(0),
             resets: AtomicU64::new(0),
@@ -106,15 +135,15 @@ impl LogicalUnit {
             .retain(|other| other.upgrade().is_some_and(|other| other.id != nexus.id));
     }
 
-    /// Resets so far.
-    pub fn resets(&self) -> u64 {
-        self.resets.load(Ordering::Acquire)
-    }
-
-    /// Whether a reservation of another nexus stands in the way.
+    /// Whether RESERVE (6) of another nexus stands in the way.
     pub fn reserved_by_other(&self, nexus: &Nexus) -> bool {
         let holder = self.holder.load(Ordering::Acquire);
         holder != 0 && holder != nexus.id
+    }
+
+    /// Whether RESERVE (6) of any nexus holds the unit.
+    pub fn reserved(&self) -> bool {
+        self.holder.load(Ordering::Acquire) != 0
     }
 
     /// Reserves for this nexus; `false` if another has it.
@@ -129,23 +158,66 @@ impl LogicalUnit {
         let _ = self.holder.compare_exchange(nexus.id, 0, Ordering::AcqRel, Ordering::Acquire);
     }
 
-    /// LOGICAL UNIT RESET: tasks of all sessions are aborted, reservations end, and every nexus is
-    /// told, the one that asked too (SAM-5 section 6.3.3).
+    /// LOGICAL UNIT RESET: tasks of all sessions are aborted, RESERVE (6) ends, mode pages are as
+    /// they were, and every nexus is told, the one that asked too (SAM-5 section 6.3.3). Persistent
+    /// reservations stay.
     pub fn reset(&self) {
-        self.resets.fetch_add(1, Ordering::AcqRel);
+        self.resets.fetch_add(1, Ordering::SeqCst);
         self.holder.store(0, Ordering::Release);
+        self.lasting.modes.reset();
         self.tell(None, Sense::attention(0x29, 0x03));
     }
 
     /// CLEAR TASK SET: tasks of all sessions are aborted, and the others are told.
     pub fn clear_tasks(&self, by: &Nexus) {
-        self.resets.fetch_add(1, Ordering::AcqRel);
+        self.resets.fetch_add(1, Ordering::SeqCst);
         self.tell(Some(by), Sense::attention(0x2f, 0x00));
+    }
+
+    /// Returns when no work of a task that was aborted before touches the volume any more. Waits
+    /// for the disk.
+    pub fn drain(&self) {
+        for nexus in self.nexuses() {
+            nexus.flights.drain();
+        }
+    }
+
+    /// Tells every other nexus that mode pages have changed (SPC-4 section 6.9).
+    pub fn modes_changed(&self, by: &Nexus) {
+        self.tell(Some(by), Sense::attention(0x2a, 0x01));
+    }
+
+    /// Tells ports what became of their registrations and of the reservation.
+    pub fn tell_ports(&self, told: &[(Port, Attention)]) {
+        let nexuses = self.nexuses();
+        for (port, attention) in told {
+            let qualifier = match attention {
+                Attention::ReservationsPreempted => 0x03,
+                Attention::ReservationsReleased => 0x04,
+                Attention::RegistrationsPreempted => 0x05,
+            };
+            for nexus in nexuses.iter().filter(|nexus| nexus.port == *port) {
+                nexus.raise(Sense::attention(0x2a, qualifier));
+            }
+        }
+    }
+
+    /// Aborts the tasks of these ports, and returns when none of them touches the volume any more.
+    /// Waits for the disk.
+    pub fn abort_ports(&self, ports: &[Port]) {
+        let nexuses = self.nexuses();
+        let victims = || nexuses.iter().filter(|nexus| ports.contains(&nexus.port));
+        victims().for_each(|nexus| nexus.abort());
+        victims().for_each(|nexus| nexus.flights.drain());
+    }
+
+    fn nexuses(&self) -> Vec<Arc<Nexus>> {
+        lock(&self.nexuses).iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Raises a unit attention for every nexus but one.
     fn tell(&self, but: Option<&Nexus>, attention: Sense) {
-        for nexus in lock(&self.nexuses).iter().filter_map(Weak::upgrade) {
+        for nexus in self.nexuses() {
             if but.is_none_or(|but| but.id != nexus.id) {
                 nexus.raise(attention);
             }
@@ -207,6 +279,19 @@ pub(crate) struct UnitView {
     pub lun: u8,
     pub unit: Arc<LogicalUnit>,
     pub nexus: Arc<Nexus>,
-    /// Writes are refused.
+    /// The session may not write.
     pub read_only: bool,
+}
+
+impl UnitView {
+    /// Counts what has aborted tasks of this nexus: a task from before the last one is over.
+    pub fn aborts(&self) -> u64 {
+        let resets = self.unit.resets.load(Ordering::SeqCst);
+        resets.wrapping_add(self.nexus.aborts.load(Ordering::SeqCst))
+    }
+
+    /// Whether writes are refused.
+    pub fn write_protected(&self) -> bool {
+        self.read_only || self.unit.lasting.modes.protected()
+    }
 }
