@@ -12,7 +12,7 @@ E2E := $(BIN)/croft-e2e
 export CROFT_BIN_DIR := $(BIN)
 export CROFT_IMAGE_DIR := $(IMAGES)
 
-.PHONY: help run shell demo test lint bench bench-boot packages build images clean conformance
+.PHONY: help run shell demo test lint bench bench-boot packages build images clean conformance bench-iscsi
 
 help:
 	@echo "make run    a virtual rack with a farm in it, until Ctrl-C"
@@ -20,7 +20,8 @@ help:
 	@echo "make demo   the whole path, unattended: boot, load, grow, shrink, replace"
 	@echo "make test   every test"
 	@echo "make conformance  libiscsi's conformance suite against bootd's iSCSI target"
-	@echo "make bench  every benchmark against its peers (make bench-boot: boot times only)"
+	@echo "make bench  every benchmark against its peers; one by one: bench-boot, bench-iscsi"
+	@echo "            (ROWS='a b' for rows whose names hold a or b, PAIRS=n for n pairs of each)"
 
 # The one step that needs root; says what it installs.
 packages:
@@ -59,7 +60,16 @@ test: images lint
 conformance: packages
 	cargo test --release --workspace --test conformance -- --nocapture
 
-bench: bench-boot
+bench: bench-iscsi bench-boot
+
+# Alternating pairs of each row, and which rows; docs/benchmarks.md.
+PAIRS ?= 7
+ROWS ?=
+BENCH := $(BIN)/croft-bench
+
+# A thousand sessions are a thousand open files in each of two processes.
+bench-iscsi: build
+	ulimit -n 4096 && $(BENCH) iscsi --dir $(BUILD)/bench-iscsi --pairs $(PAIRS) $(ROWS)
 
 bench-boot: images
 	$(RACK) --dir $(BUILD)/bench-boot -- $(E2E) bench-boot

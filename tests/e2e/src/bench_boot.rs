@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use croft_bench::report::{self, Better, Figure};
 use croft_proto::{Generation, ImageVersion, Manifest, USERLAND_MARK, common, edge};
 use croft_rack::{Node, Rack};
 use tokio::time::sleep;
@@ -97,38 +98,9 @@ pub async fn bench(options: Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
-}
-
-/// Prints the medians of both sides and of the pairs' ratios, then the spread on its own line.
+/// Prints the two lines of a figure: seconds, ours and the peer's.
 fn report(name: &str, peer: &str, pairs: &[(f64, f64)]) {
-    if pairs.is_empty() {
-        return;
-    }
-    let column = |pick: fn(&(f64, f64)) -> f64| pairs.iter().map(pick).collect::<Vec<_>>();
-    let (ours, theirs) = (column(|p| p.0), column(|p| p.1));
-    let ratios = column(|p| p.0 / p.1);
-    let spread = |values: &[f64]| {
-        let low = values.iter().copied().fold(f64::INFINITY, f64::min);
-        let high = values.iter().copied().fold(0.0, f64::max);
-        format!("{low:.2}..{high:.2}")
-    };
-    println!(
-        "# {name}: ours {} s, peer {} s, ratio {} over {} pairs",
-        spread(&ours),
-        spread(&theirs),
-        spread(&ratios),
-        pairs.len()
-    );
-    println!(
-        "BENCH name={name} ours={:.2} peer={:.2} peer_name={peer} ratio={:.3} unit=s better=lower",
-        median(ours),
-        median(theirs),
-        median(ratios)
-    );
+    report::report(Figure { name, peer, unit: "s", better: Better::Lower }, pairs);
 }
 
 /// Asks a node's BMC for a reset.
@@ -286,16 +258,5 @@ impl Bench {
             Ok((ready >= want && status.segments_ready.iter().any(|s| s == SEGMENT)).then_some(()))
         })
         .await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::median;
-
-    #[test]
-    fn the_median_is_the_middle_of_the_sorted_values() {
-        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), 2.5);
     }
 }
