@@ -33,6 +33,10 @@
 //! **A failed flush** poisons the volume: what was written since the last one is unknown, and the
 //! kernel forgets that it was ever dirty, so a second attempt that succeeds would mean nothing.
 //!
+//! **Zeros ahead.** Blocks that a stream of durable writes will reach soon, and the part of the log
+//! that its records will, are filled with zeros: see `ahead`. Nothing says that these bytes hold
+//! anything, so they may be lost, torn or there.
+//!
 //! Locks, in this order: `flushing` (one flush at a time), `gate` (writers share it; a flush takes
 //! it for an instant to end the epoch, a checkpoint while it runs), a stripe (writers of the same
 //! MiB), `log`. None is held while waiting for the disk except `flushing`, and `gate` during a
@@ -41,6 +45,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
+use super::ahead::Ahead;
 use super::backing::Backing;
 use super::error::VolumeError;
 use super::format::{
@@ -57,6 +62,10 @@ const STRIPES: usize = 64;
 const CHECKPOINT_AT: u64 = LOG_BYTES / 2;
 /// A record of one region always fits below this.
 const LOG_RESERVE: u64 = 64 << 10;
+/// The log's file blocks are made in steps of this many bytes.
+const LOG_STEP: u64 = 64 << 10;
+/// What is written ahead.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// What lies below a volume: its bytes never change.
 pub(crate) trait Base: Send + Sync + std::fmt::Debug {
@@ -69,6 +78,8 @@ pub(crate) trait Base: Send + Sync + std::fmt::Debug {
 #[derive(Debug)]
 struct Log {
     position: u64,
+    /// Up to here this process has written the log's bytes once.
+    ahead: u64,
     number: u64,
     sequence: u64,
 }
@@ -122,6 +133,7 @@ pub(crate) struct Layer<B> {
     settled: AtomicU64,
     /// Something was written that no flush has covered.
     dirty: AtomicBool,
+    ahead: Ahead,
     unsettled: Mutex<Vec<Range>>,
     discarded: Mutex<Vec<Range>>,
     poisoned: AtomicBool,
@@ -184,11 +196,12 @@ impl<B: Backing> Layer<B> {
             gate: RwLock::new(epoch),
             epoch: AtomicU64::new(epoch),
             stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
-            log: Mutex::new(Log { position: 0, number: 0, sequence: head.sequence }),
+            log: Mutex::new(Log { position: 0, ahead: 0, number: 0, sequence: head.sequence }),
             log_used: AtomicU64::new(0),
             flushing: Mutex::new(Flushing { area: head.area }),
             settled: AtomicU64::new(settled),
             dirty: AtomicBool::new(false),
+            ahead: Ahead::default(),
             unsettled: Mutex::default(),
             discarded: Mutex::default(),
             poisoned: AtomicBool::new(false),
@@ -299,7 +312,7 @@ impl<B: Backing> Layer<B> {
             first,
             change,
         };
-        let bytes = record.encode();
+        let mut bytes = record.encode();
         let used = log.position + bytes.len() as u64;
         // The reserve is for the mark that the flush before a checkpoint writes.
         let limit = if record.change == Change::Mark { LOG_BYTES } else { LOG_BYTES - LOG_RESERVE };
@@ -307,6 +320,12 @@ impl<B: Backing> Layer<B> {
             return Err(Stop::LogFull);
         }
         let at = LOG_START + log.position;
+        if used > log.ahead {
+            // With zeros up to the next step, or most flushes would allocate a block of the log.
+            let step = used.next_multiple_of(LOG_STEP).min(LOG_BYTES);
+            bytes.resize((step - log.position) as usize, 0);
+            log.ahead = step;
+        }
         self.file.write_at(at, &bytes).map_err(|e| self.io("writing the log", at, e))?;
         log.position = used;
         log.number += 1;
@@ -417,8 +436,29 @@ impl<B: Backing> Layer<B> {
             self.append(epoch, first, Change::Own(sums))?;
             lock(&self.unsettled).push(Range { epoch, first, count });
             self.map.set(first, count, Place::unsettled(epoch));
+            self.zeros_ahead(epoch, first, count);
         }
         Ok(())
+    }
+
+    /// Writes zeros where a stream of durable writes will go on, if this write belongs to one. Its
+    /// region's stripe is held.
+    fn zeros_ahead(&self, epoch: u64, first: u64, count: u64) {
+        let region = REGION / BLOCK;
+        let region_end = ((first / region + 1) * region).min(self.geometry.blocks);
+        let Some((from, to)) = self.ahead.note(first, count, epoch, region_end) else { return };
+        // Only what nobody has written: after a block of its own the stream ends anyway.
+        let free = (from..to).take_while(|block| !self.map.get(*block).is_own()).count() as u64;
+        let (mut at, end) = (from * BLOCK, (from + free) * BLOCK);
+        while at < end {
+            let length = (end - at).min(ZEROS.len() as u64);
+            if let Err(error) = self.write_own(at, &ZEROS[..length as usize]) {
+                // They only save time; the write itself is done.
+                tracing::debug!(volume = %self.name, %error, "writing zeros ahead failed");
+                return;
+            }
+            at += length;
+        }
     }
 
     fn discard_step(&self, epoch: u64, first: u64, count: u64) -> Result<(), Stop> {
@@ -517,7 +557,7 @@ impl<B: Backing> Layer<B> {
         })();
         written.map_err(|error| self.poison(at, error))?;
         flushing.area = Some(area);
-        *log = Log { position: 0, number: 0, sequence };
+        *log = Log { position: 0, number: 0, sequence, ..*log };
         self.log_used.store(0, Ordering::Relaxed);
         self.settled.store(*epoch, Ordering::Release);
         self.release(*epoch);

@@ -4,6 +4,7 @@
 //! [`ImageStore`] reads what the image builder left. [`VolumeStore`] keeps the volumes; each is a
 //! [`layer`] (one file, its format described there) over at most one image.
 
+mod ahead;
 mod backing;
 #[cfg(test)]
 mod crash_tests;
