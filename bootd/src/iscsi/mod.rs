@@ -9,6 +9,7 @@
 //! `pdu`, `text`, `chap` and `params` are pure; `login` is a state machine without a socket;
 //! `session` is full feature phase; `registry` knows all sessions; `portal` has the sockets.
 
+mod buffers;
 mod chap;
 mod command;
 mod data_in;

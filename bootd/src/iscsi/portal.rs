@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::buffers::Buffers;
 use super::login::{self, LoggedIn, Login, Outcome, Refusal, SessionKind};
 use super::pdu::{self, Digests, Header, Parsed};
 use super::refusals::{Refusals, Refused};
@@ -65,6 +66,7 @@ struct Shared {
     volumes: Arc<VolumeStore>,
     registry: Arc<Registry>,
     refusals: Refusals,
+    buffers: Arc<Buffers>,
     limits: Limits,
 }
 
@@ -128,7 +130,8 @@ impl Target {
     ) -> Self {
         let refusals = Refusals::new(events);
         let registry = Arc::new(Registry::new(reservations));
-        Self(Arc::new(Shared { zones, volumes, registry, refusals, limits }))
+        let buffers = Arc::default();
+        Self(Arc::new(Shared { zones, volumes, registry, refusals, buffers, limits }))
     }
 
     /// Drops all persistent reservations of a volume that begins anew or is gone: initiators take a
@@ -294,6 +297,7 @@ impl Connection {
         let surroundings = Surroundings {
             zones: Arc::clone(&self.shared.zones),
             registry: Arc::clone(&self.shared.registry),
+            buffers: Arc::clone(&self.shared.buffers),
             segment: self.segment.clone(),
             peer: self.peer,
             id: registered.id,

@@ -17,10 +17,12 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::net::tcp::ReadHalf;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::buffers::{Buffers, ROOM};
 use super::data_in::Sending;
 use super::data_out::Task;
 use super::login::{LoggedIn, SessionKind};
@@ -37,14 +39,13 @@ pub(super) const WINDOW: u32 = 128;
 pub(super) const MAX_IMMEDIATE: u32 = 32;
 /// Bytes in `out` at which reading and generating pause.
 pub(super) const HIGH: usize = 512 << 10;
-/// Least room that is made for a read from the socket.
-const READ_ROOM: usize = 64 << 10;
 
 /// What a session needs to know of the world.
 #[derive(Debug)]
 pub(super) struct Surroundings {
     pub zones: Arc<ZoneTable>,
     pub registry: Arc<Registry>,
+    pub buffers: Arc<Buffers>,
     pub segment: SegmentName,
     pub peer: IpAddr,
     pub id: u64,
@@ -195,13 +196,16 @@ impl Session {
             if self.closing && waiting == 0 && self.sending.is_empty() {
                 return Err(End::LoggedOut);
             }
+            if waiting == 0 && self.input.is_empty() {
+                self.rest();
+            }
             let take = waiting < HIGH && !self.closing;
             let (mut reader, mut writer) = self.stream.split();
             tokio::select! {
                 biased;
                 () = self.around.end.cancelled() => return Err(End::Ended),
                 written = writer.write(&self.out), if waiting > 0 => self.out.advance(written?),
-                read = reader.read_buf(&mut self.input), if take => {
+                read = receive(&mut reader, &mut self.input, &self.around.buffers), if take => {
                     if read? == 0 {
                         return Err(End::Closed);
                     }
@@ -223,6 +227,12 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Gives the buffers back while there is nothing in them.
+    fn rest(&mut self) {
+        self.around.buffers.give(std::mem::take(&mut self.input));
+        self.around.buffers.give(std::mem::take(&mut self.out));
     }
 
     /// Sends what the socket takes now.
@@ -260,8 +270,11 @@ impl Session {
     /// Takes every whole PDU that has come, and fills `out`.
     fn progress(&mut self) -> Result<(), End> {
         let mut input = std::mem::take(&mut self.input);
+        if self.out.capacity() == 0 && !input.is_empty() {
+            self.out = self.around.buffers.take();
+        }
         let mut used = 0;
-        let mut need = READ_ROOM;
+        let mut need = ROOM;
         let result = loop {
             if self.closing || self.out.len() >= HIGH {
                 break Ok(());
@@ -281,7 +294,9 @@ impl Session {
             }
         };
         input.advance(used);
-        input.reserve(need.saturating_sub(input.len()));
+        if !input.is_empty() {
+            input.reserve(need.saturating_sub(input.len()));
+        }
         self.input = input;
         self.send_data();
         result
@@ -473,6 +488,22 @@ impl Session {
             answer.push("TargetAddress", format!("{address},1"));
         }
     }
+}
+
+/// Takes what has come into `input`, for which there is a buffer only from then on; 0 at the end.
+/// Nothing is lost if this is dropped while it waits.
+async fn receive(
+    reader: &mut ReadHalf<'_>,
+    input: &mut BytesMut,
+    buffers: &Buffers,
+) -> io::Result<usize> {
+    reader.readable().await?;
+    if input.is_empty() && !input.try_reclaim(ROOM) {
+        *input = buffers.take();
+    }
+    // Not `try_read_buf`: after a read that leaves room this one knows that nothing more is there,
+    // and the next wait begins without asking the kernel for it.
+    reader.read_buf(input).await
 }
 
 /// The next tag of ours; [`NO_TAG`] is none.
