@@ -51,10 +51,9 @@ lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --release -- -D warnings
 
-# The end-to-end tests share two cores with their guests: one at a time.
+# In one cargo run: another selection of packages would build the dependencies anew.
 test: images lint
-	cargo test --release --workspace --exclude croft-e2e
-	cargo test --release -p croft-e2e -- --test-threads=1 --nocapture
+	cargo test --release --workspace
 
 # Ends each volume with a line CONFORMANCE; part of `make test`, too.
 conformance: packages
