@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 
 use croft_proto::checked_toml::{self, Faults};
 
-/// Where bootd keeps things, and where control finds it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+use crate::alone::{self, Plan};
+
+/// Where bootd keeps things, and who says what it serves.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// Directory of durable facts: desired state, boot windows, volumes, events, certificate.
     pub state_dir: PathBuf,
@@ -14,8 +16,17 @@ pub struct Config {
     pub image_dir: PathBuf,
     /// Directory with `undionly.kpxe`, `snponly.efi` and `ipxe.efi`.
     pub ipxe_dir: PathBuf,
-    /// Control's door.
-    pub edge: EdgeConfig,
+    /// Who says what is served.
+    pub(crate) source: Source,
+}
+
+/// Who says what is served.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Source {
+    /// Control, through this door.
+    Control(EdgeConfig),
+    /// The file itself.
+    Alone(Box<Plan>),
 }
 
 /// Control's door: where it is, and the certificates of its mutual TLS.
@@ -44,7 +55,7 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// Its content is faulty.
-    #[error("{path} is faulty, nothing was started:\n{faults}")]
+    #[error("{path} is faulty and changes nothing:\n{faults}")]
     Faulty {
         /// The file.
         path: PathBuf,
@@ -77,22 +88,52 @@ impl Config {
             } else {
                 Some(PathBuf::from("/usr/lib/ipxe"))
             };
-            let mut edge = doc.table("edge")?;
-            let listen: Option<SocketAddr> = edge.required("listen");
-            if listen.is_some_and(|address| address.ip().is_unspecified()) {
-                edge.fault("listen", "must be one address on the control LAN, not all of them");
-            }
-            let ca = absolute(&mut edge, "ca");
-            let certificate = absolute(&mut edge, "certificate");
-            let key = absolute(&mut edge, "key");
+            let alone = ["segment", "blueprint", "rule", "node", "site"];
+            let source = if doc.has("edge") || !alone.iter().any(|key| doc.has(key)) {
+                for key in alone.iter().filter(|key| doc.has(key)) {
+                    doc.fault(
+                        key,
+                        "says what to serve, and so does the control of [edge]: one must go",
+                    );
+                }
+                edge(doc).map(Source::Control)
+            } else {
+                alone::read(doc).map(|plan| Source::Alone(Box::new(plan)))
+            };
             Some(Self {
                 state_dir: state_dir?,
                 image_dir: image_dir?,
                 ipxe_dir: ipxe_dir?,
-                edge: EdgeConfig { listen: listen?, ca: ca?, certificate: certificate?, key: key? },
+                source: source?,
             })
         })
     }
+
+    /// What a file says in short.
+    pub fn summary(&self) -> String {
+        match &self.source {
+            Source::Control(edge) => format!("under control, which calls at {}", edge.listen),
+            Source::Alone(plan) => format!(
+                "alone: {} segments, {} blueprints, {} nodes, {} rules",
+                plan.links.len(),
+                plan.blueprints.len(),
+                plan.machines.list.len(),
+                plan.rules.list.len()
+            ),
+        }
+    }
+}
+
+fn edge(doc: &mut checked_toml::Table<'_>) -> Option<EdgeConfig> {
+    let mut edge = doc.table("edge")?;
+    let listen: Option<SocketAddr> = edge.required("listen");
+    if listen.is_some_and(|address| address.ip().is_unspecified()) {
+        edge.fault("listen", "must be one address on the control LAN, not all of them");
+    }
+    let ca = absolute(&mut edge, "ca");
+    let certificate = absolute(&mut edge, "certificate");
+    let key = absolute(&mut edge, "key");
+    Some(EdgeConfig { listen: listen?, ca: ca?, certificate: certificate?, key: key? })
 }
 
 fn absolute(table: &mut checked_toml::Table<'_>, key: &str) -> Option<PathBuf> {
@@ -124,7 +165,8 @@ key = "/etc/croft/edge.key"
     fn a_good_document_reads_and_has_defaults() {
         let config = Config::parse(GOOD).expect("valid");
         assert_eq!(config.ipxe_dir, Path::new("/usr/lib/ipxe"));
-        assert_eq!(config.edge.listen.port(), 7443);
+        let Source::Control(edge) = config.source else { panic!("not under control") };
+        assert_eq!(edge.listen.port(), 7443);
     }
 
     #[test]
@@ -144,6 +186,13 @@ key = "/etc/croft/edge.key"
                 (8, "edge.ca_file"),
             ]
         );
+    }
+
+    #[test]
+    fn the_example_reads() {
+        let example = Config::parse(include_str!("../examples/bootd.toml")).expect("good");
+        let summary = "alone: 1 segments, 2 blueprints, 0 nodes, 2 rules";
+        assert_eq!(example.summary(), summary);
     }
 
     proptest! {

@@ -3,7 +3,8 @@
 //!
 //! It owns durable facts (boot windows, spent tokens, live secrets, volumes, events) and no policy.
 //! What it serves follows from one value, the desired state that control gave it ([`desired`]);
-//! when control is away it goes on serving that.
+//! when control is away it goes on serving that. Without any control it writes that value itself,
+//! from the rules of its own configuration file and the machines that ask ([`alone`]).
 //!
 //! Tasks, all owned by [`run`]: the door for control ([`edge`]), a supervisor that starts one set of
 //! servers per segment ([`segment`]), a keeper that makes volumes and zones follow ([`keeper`]), and
@@ -13,6 +14,7 @@
 //! It never decides what a node should be, never writes to a switch or a BMC, and accepts no
 //! control call on a segment.
 
+mod alone;
 mod boot;
 mod collector;
 mod config;
@@ -21,10 +23,12 @@ mod dhcp;
 mod durable;
 mod edge;
 mod events;
+mod explain_cli;
 mod gate;
 mod http;
 mod iscsi;
 mod keeper;
+mod reload;
 mod run;
 mod scsi;
 mod segment;
@@ -37,5 +41,7 @@ mod zone;
 mod test_support;
 
 pub use config::{Config, ConfigError, EdgeConfig};
+pub use explain_cli::{ExplainArgs, ExplainError, run as run_explain};
+pub use reload::Reload;
 pub use run::{RunError, run};
 pub use target_cli::{TargetArgs, TargetError, run as run_target};

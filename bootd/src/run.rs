@@ -5,20 +5,25 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::alone::{
+    self, Clerk, ClerkParts, Ledger, LedgerError, Plan, Registrar, RegistrarError, RegistrarParts,
+};
 use crate::boot::{Desk, DeskParts, Presence, Records, RecordsError};
 use crate::collector::{CertificateError, CollectorCertificate};
-use crate::config::Config;
+use crate::config::{Config, Source};
 use crate::desired::{ApplyError, Holder};
 use crate::durable::{self, DurableError};
 use crate::edge::{Door, EdgeError, EdgeParts};
 use crate::events::{Events, Journal, JournalError};
 use crate::iscsi::Target;
 use crate::keeper::{Keeper, Sessions};
+use crate::reload::{self, Fixed, Reload};
 use crate::segment::{Links, Ready, Servers, Supervisor};
 use crate::tftp::{ProgramError, Programs};
 use crate::volume::{ImageStore, VolumeError, VolumeStore};
@@ -53,6 +58,10 @@ pub(crate) enum Fault {
     Volumes(#[from] VolumeError),
     #[error("nodes could not be given iPXE")]
     Programs(#[from] ProgramError),
+    #[error("addresses could not be leased")]
+    Ledger(#[from] LedgerError),
+    #[error("the configuration file cannot be served")]
+    Registrar(#[from] RegistrarError),
     #[error("control could not call")]
     Edge(#[from] EdgeError),
     #[error("cannot talk to the kernel about devices")]
@@ -67,23 +76,33 @@ pub(crate) enum Fault {
 ///
 /// # Errors
 /// It could not start, or a part of it ended.
-pub async fn run(config: Config, stop: CancellationToken) -> Result<(), RunError> {
-    Ok(run_parts(config, stop).await?)
+pub async fn run(config: Config, reload: Reload, stop: CancellationToken) -> Result<(), RunError> {
+    Ok(run_parts(config, reload, stop).await?)
 }
 
-async fn run_parts(config: Config, stop: CancellationToken) -> Result<(), Fault> {
+async fn run_parts(config: Config, reload: Reload, stop: CancellationToken) -> Result<(), Fault> {
+    let fixed = Fixed::of(&config);
     durable::directory(&config.state_dir)?;
     let _lock = lock(&config.state_dir)?;
     let (events, notices) = Events::channel(NOTICES);
     let journal = Arc::new(Journal::open(&config.state_dir)?);
-    let holder = Arc::new(Holder::open(&config.state_dir)?);
+    let (door, plan, holder, kept) = match config.source {
+        Source::Control(edge) => {
+            let holder = Holder::open(&config.state_dir)?;
+            (Some(Door::bind(&edge).await?), None, holder, None)
+        }
+        Source::Alone(plan) => {
+            let (holder, kept) = Holder::open_unserved(&config.state_dir)?;
+            (None, Some(plan), holder, Some(kept))
+        }
+    };
+    let holder = Arc::new(holder);
     let records = Arc::new(Records::open(&config.state_dir)?);
     let certificate = Arc::new(CollectorCertificate::load(&config.state_dir)?);
     let images = Arc::new(ImageStore::open(&config.image_dir));
     let volumes = VolumeStore::open(config.state_dir.join("volumes"), Arc::clone(&images))?;
     let volumes = Arc::new(volumes);
     let programs = Arc::new(Programs::load(&config.ipxe_dir)?);
-    let door = Door::bind(&config.edge).await?;
     let (netlink, handle, _) = rtnetlink::new_connection().map_err(Fault::Netlink)?;
 
     let zones = Arc::new(ZoneTable::new());
@@ -99,26 +118,75 @@ async fn run_parts(config: Config, stop: CancellationToken) -> Result<(), Fault>
         events: events.clone(),
         images: Arc::clone(&images),
         certificate: certificate.pem().to_owned(),
+        alone: plan.is_some(),
         nudge: Arc::clone(&nudge),
     }));
     let keeper = Arc::new(Keeper::new(
         Arc::clone(&holder),
-        records,
+        Arc::clone(&records),
         volumes,
         zones,
         Arc::clone(&sessions),
         nudge,
     ));
+    let mut tasks: JoinSet<(&'static str, Result<(), Fault>)> = JoinSet::new();
+    let serving = stop.child_token();
     let desired = holder.now();
-    tracing::info!(generation = %desired.generation, edge = %config.edge.listen, "starting");
-    // What a kill between keeping a state and following it left undone.
-    desk.follow(&desired)?;
-    keeper.zone();
+    tracing::info!(generation = %desired.generation, alone = plan.is_some(), "starting");
+    let alone = match plan.zip(kept) {
+        Some((plan, kept)) => {
+            let plan: Arc<ArcSwap<Plan>> = Arc::new(ArcSwap::from_pointee(*plan));
+            let parts = RegistrarParts {
+                plan: Arc::clone(&plan),
+                holder: Arc::clone(&holder),
+                desk: Arc::clone(&desk),
+                records: Arc::clone(&records),
+                keeper: Arc::clone(&keeper),
+                images: Arc::clone(&images),
+            };
+            let (registrar, mut registering) = Registrar::new(parts, kept);
+            registering.begin()?;
+            let (ledger, keeping, leases) = Ledger::open(&config.state_dir)?;
+            tasks.spawn_blocking(|| ("ledger", keeping.run().map_err(Fault::from)));
+            tasks.spawn_blocking(|| {
+                registering.run();
+                ("registrar", Ok(()))
+            });
+            let parts = ClerkParts {
+                plan,
+                desk: Arc::clone(&desk),
+                records,
+                ledger: ledger.clone(),
+                registrar: registrar.clone(),
+                sessions: Arc::clone(&sessions),
+            };
+            let clerk = Arc::new(Clerk::new(parts, leases));
+            let (keeping, token) = (Arc::clone(&clerk), serving.clone());
+            tasks.spawn(async {
+                keeping.run(token).await;
+                ("clerk", Ok(()))
+            });
+            let probing = alone::probe::run(Arc::clone(&clerk), handle.clone(), serving.clone());
+            tasks.spawn(async {
+                probing.await;
+                ("probe", Ok(()))
+            });
+            Some((clerk, ledger, registrar))
+        }
+        None => {
+            // What a kill between keeping a state and following it left undone.
+            desk.follow(&desired)?;
+            keeper.zone();
+            None
+        }
+    };
+    let clerk = alone.as_ref().map(|(clerk, _, _)| Arc::clone(clerk));
 
     let ready = Ready::default();
-    let servers = Arc::new(Servers { desk: Arc::clone(&desk), programs, certificate, target });
+    let servers =
+        Servers { desk: Arc::clone(&desk), clerk: clerk.clone(), programs, certificate, target };
     let supervisor =
-        Supervisor::new(Arc::clone(&holder), servers, Links::new(handle), ready.clone());
+        Supervisor::new(Arc::clone(&holder), Arc::new(servers), Links::new(handle), ready.clone());
     let parts = EdgeParts {
         holder,
         desk,
@@ -131,7 +199,7 @@ async fn run_parts(config: Config, stop: CancellationToken) -> Result<(), Fault>
 
     // The journal outlives the others, so that their last notices are stored; netlink, too, has
     // to be driven to the end.
-    let (serving, storing) = (stop.child_token(), CancellationToken::new());
+    let storing = CancellationToken::new();
     let mut late = JoinSet::new();
     late.spawn(journal.run(notices, storing.clone()));
     late.spawn({
@@ -143,9 +211,15 @@ async fn run_parts(config: Config, stop: CancellationToken) -> Result<(), Fault>
             }
         }
     });
-    let mut tasks: JoinSet<(&'static str, Result<(), Fault>)> = JoinSet::new();
-    let token = serving.clone();
-    tasks.spawn(async { ("edge", door.serve(parts, token).await.map_err(Fault::from)) });
+    if let Some(door) = door {
+        let token = serving.clone();
+        tasks.spawn(async { ("edge", door.serve(parts, token).await.map_err(Fault::from)) });
+    }
+    let reloading = reload::run(reload, fixed, clerk, serving.clone());
+    tasks.spawn(async {
+        reloading.await;
+        ("reload", Ok(()))
+    });
     let token = serving.clone();
     tasks.spawn(async {
         keeper.run(token).await;
@@ -162,6 +236,10 @@ async fn run_parts(config: Config, stop: CancellationToken) -> Result<(), Fault>
         result = judge(ended, &serving);
     }
     serving.cancel();
+    if let Some((_, ledger, registrar)) = &alone {
+        ledger.stop().await;
+        registrar.stop().await;
+    }
     let rest = async {
         while let Some(ended) = tasks.join_next().await {
             let ended = judge(ended, &serving);

@@ -78,7 +78,8 @@ pub fn read<T>(text: &str, reader: impl FnOnce(&mut Table<'_>) -> Option<T>) -> 
         return Err(Faults(vec![Fault { line: 1, key: String::new(), message }]));
     }
     let (root, errors) = DeTable::parse_recoverable(text);
-    let notes = Notes { text, faults: RefCell::new(Vec::new()) };
+    let newlines = text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(i, _)| i).collect();
+    let notes = Notes { newlines, faults: RefCell::new(Vec::new()) };
     for error in errors {
         let at = error.span().map_or(0, |span| span.start);
         notes.add(at, String::new(), error.message().to_owned());
@@ -102,21 +103,26 @@ pub fn read<T>(text: &str, reader: impl FnOnce(&mut Table<'_>) -> Option<T>) -> 
     }
 }
 
-struct Notes<'t> {
-    text: &'t str,
+struct Notes {
+    /// Offsets of the ends of lines.
+    newlines: Vec<usize>,
     faults: RefCell<Vec<Fault>>,
 }
 
-impl Notes<'_> {
+impl Notes {
+    fn line(&self, offset: usize) -> usize {
+        1 + self.newlines.partition_point(|end| *end < offset)
+    }
+
     fn add(&self, offset: usize, key: String, message: String) {
-        let line = 1 + self.text.bytes().take(offset).filter(|b| *b == b'\n').count();
+        let line = self.line(offset);
         self.faults.borrow_mut().push(Fault { line, key, message });
     }
 }
 
 /// A table being read. Its unknown keys become faults when it is dropped.
 pub struct Table<'a> {
-    notes: &'a Notes<'a>,
+    notes: &'a Notes,
     path: String,
     table: &'a DeTable<'a>,
     offset: usize,
@@ -130,7 +136,7 @@ impl fmt::Debug for Table<'_> {
 }
 
 impl<'a> Table<'a> {
-    fn new(notes: &'a Notes<'a>, path: String, table: &'a DeTable<'a>, offset: usize) -> Self {
+    fn new(notes: &'a Notes, path: String, table: &'a DeTable<'a>, offset: usize) -> Self {
         Self { notes, path, table, offset, asked: BTreeSet::new() }
     }
 
@@ -141,6 +147,11 @@ impl<'a> Table<'a> {
     fn get(&mut self, key: &str) -> Option<&'a Spanned<DeValue<'a>>> {
         self.asked.insert(key.to_owned());
         self.table.get(key)
+    }
+
+    /// The line on which the table begins, counted from 1.
+    pub fn line(&self) -> usize {
+        self.notes.line(self.offset)
     }
 
     /// Notes a fault at `key`, or at the table's own line if the key is absent.

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use crate::dhcp::packet::{Architecture, Client, Kind, Reply, ReplyKind, Request};
+use crate::dhcp::rom::Rom;
 
 /// Lease of a firmware: longer than any download of a boot program.
 const FIRMWARE_LEASE_S: u32 = 3600;
@@ -13,18 +14,15 @@ const FIRMWARE_LEASE_S: u32 = 3600;
 /// says; nobody is asked to renew while a kernel downloads.
 const LEASE_S: u32 = 86_400;
 
-/// iPXE programs, by the firmware that they continue.
-pub(crate) const BIOS_PROGRAM: &str = "undionly.kpxe";
-/// See [`BIOS_PROGRAM`].
-pub(crate) const UEFI_PROGRAM: &str = "snponly.efi";
-
 /// Whether a request's sender may boot now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Standing {
     /// Its window is open.
     Open,
-    /// It has booted, or may not: it keeps its address and gets nothing to boot from.
+    /// It has booted, or may not: an operating system keeps its address, a ROM gets no answer.
     Closed,
+    /// There is nothing for it to boot from: it gets an address and no more.
+    Bare,
 }
 
 /// What is done with a request.
@@ -52,10 +50,11 @@ pub(crate) fn decide(
         // A relay in another subnet serves another segment.
         return Answer::Silence;
     }
+    let terms = Terms::fixed(server);
     match request.kind {
         Kind::Release => Answer::Silence,
         Kind::Decline => Answer::AddressInUse,
-        Kind::Discover => lease(ReplyKind::Offer, request, address, server, standing),
+        Kind::Discover => lease(ReplyKind::Offer, request, address, &terms, standing),
         Kind::Request => {
             if request.server.is_some_and(|chosen| chosen != server.addr()) {
                 return Answer::Silence;
@@ -66,89 +65,147 @@ pub(crate) fn decide(
                 None => return Answer::Silence,
             };
             if wanted == address {
-                lease(ReplyKind::Ack, request, address, server, standing)
+                lease(ReplyKind::Ack, request, address, &terms, standing)
             } else {
-                Answer::Reply(nak(server))
+                Answer::Reply(nak(server.addr()))
             }
         }
-        Kind::Inform if request.ciaddr == address => Answer::Reply(Reply {
-            kind: ReplyKind::Ack,
-            yiaddr: Ipv4Addr::UNSPECIFIED,
-            siaddr: Ipv4Addr::UNSPECIFIED,
-            file: String::new(),
-            server: server.addr(),
-            options: vec![(1, server.netmask().octets().to_vec())],
-        }),
+        Kind::Inform if request.ciaddr == address => Answer::Reply(inform(&terms)),
         Kind::Inform => Answer::Silence,
     }
 }
 
-fn nak(server: Ipv4Net) -> Reply {
+/// Refuses an address.
+pub(crate) fn nak(server: Ipv4Addr) -> Reply {
     Reply {
         kind: ReplyKind::Nak,
         yiaddr: Ipv4Addr::UNSPECIFIED,
         siaddr: Ipv4Addr::UNSPECIFIED,
         file: String::new(),
-        server: server.addr(),
+        server,
         options: Vec::new(),
     }
 }
 
-fn lease(
+/// What every client of a subnet is told.
+#[derive(Debug, Clone)]
+pub(crate) struct Terms {
+    /// bootd's address.
+    pub server: Ipv4Addr,
+    pub subnet: Ipv4Net,
+    /// Lease of iPXE and of an operating system, in seconds.
+    pub lease_s: u32,
+    /// Options after the netmask: router, name servers…
+    pub more: Vec<(u8, Vec<u8>)>,
+}
+
+impl Terms {
+    /// Those of a segment in which control gives addresses.
+    fn fixed(server: Ipv4Net) -> Self {
+        Self { server: server.addr(), subnet: server.trunc(), lease_s: LEASE_S, more: Vec::new() }
+    }
+
+    fn netmask(&self) -> (u8, Vec<u8>) {
+        (1, self.subnet.netmask().octets().to_vec())
+    }
+
+    /// The lease that a client gets, in seconds.
+    pub(crate) fn lease_of(&self, client: Client) -> u32 {
+        match client {
+            Client::Firmware(_) => FIRMWARE_LEASE_S.min(self.lease_s),
+            Client::Ipxe | Client::Plain => self.lease_s,
+        }
+    }
+}
+
+/// The answer to INFORM: options and no address (RFC 2131 section 4.3.5).
+pub(crate) fn inform(terms: &Terms) -> Reply {
+    let mut options = vec![terms.netmask()];
+    options.extend(terms.more.iter().cloned());
+    Reply {
+        kind: ReplyKind::Ack,
+        yiaddr: Ipv4Addr::UNSPECIFIED,
+        siaddr: Ipv4Addr::UNSPECIFIED,
+        file: String::new(),
+        server: terms.server,
+        options,
+    }
+}
+
+/// Offers or acknowledges an address, with what the client boots next if it may boot.
+pub(crate) fn lease(
     kind: ReplyKind,
     request: &Request,
     address: Ipv4Addr,
-    server: Ipv4Net,
+    terms: &Terms,
     standing: Standing,
 ) -> Answer {
-    let us = server.addr();
-    let lease_s = match request.client {
-        Client::Firmware(_) => FIRMWARE_LEASE_S,
-        Client::Ipxe | Client::Plain => LEASE_S,
-    };
     let mut options =
-        vec![(51, lease_s.to_be_bytes().to_vec()), (1, server.netmask().octets().to_vec())];
-    let mut file = String::new();
-    let mut siaddr = Ipv4Addr::UNSPECIFIED;
-    match (request.client, standing) {
-        (Client::Plain, _) => {}
-        (_, Standing::Closed) => return Answer::Silence,
-        (Client::Ipxe, Standing::Open) => {
-            siaddr = us;
-            file = format!("http://{us}/boot/script");
-            // iPXE's own option, sub-option "no-pxedhcp" = 1: do not wait for a proxyDHCP server.
-            options.push((175, vec![176, 1, 1]));
-        }
-        (Client::Firmware(Architecture::Other(number)), Standing::Open) => {
-            return Answer::NoProgram(number);
-        }
-        (Client::Firmware(Architecture::UefiHttp), Standing::Open) => {
-            siaddr = us;
-            file = format!("http://{us}/ipxe/{UEFI_PROGRAM}");
-            options.push((60, b"HTTPClient".to_vec()));
-            options.push((67, terminated(&file)));
-        }
-        (Client::Firmware(architecture), Standing::Open) => {
-            siaddr = us;
-            file = match architecture {
-                Architecture::Bios => BIOS_PROGRAM.to_owned(),
-                _ => UEFI_PROGRAM.to_owned(),
-            };
-            options.push((60, b"PXEClient".to_vec()));
-            // PXE_DISCOVERY_CONTROL = 8: take the boot file from this packet, look for no boot
-            // server, show no menu (PXE 2.1, table 2-1).
-            options.push((43, vec![6, 1, 8, 255]));
-            options.push((67, terminated(&file)));
+        vec![(51, terms.lease_of(request.client).to_be_bytes().to_vec()), terms.netmask()];
+    let (mut siaddr, mut file) = (Ipv4Addr::UNSPECIFIED, String::new());
+    if request.client != Client::Plain && standing == Standing::Closed {
+        return Answer::Silence;
+    }
+    if standing == Standing::Open {
+        match next_step(request, terms.server) {
+            Ok(Some(step)) => {
+                (siaddr, file) = (terms.server, step.0);
+                options.extend(step.1);
+            }
+            Ok(None) => {}
+            Err(number) => return Answer::NoProgram(number),
         }
     }
-    Answer::Reply(Reply { kind, yiaddr: address, siaddr, file, server: us, options })
+    options.extend(terms.more.iter().cloned());
+    Answer::Reply(Reply { kind, yiaddr: address, siaddr, file, server: terms.server, options })
 }
 
-/// PXE ROMs read option 67 as a C string.
-fn terminated(file: &str) -> Vec<u8> {
-    let mut data = file.as_bytes().to_vec();
-    data.push(0);
-    data
+/// The boot file and its options, beside an address that another server gives: `yiaddr` is 0 and no
+/// lease time is named (PXE 2.1 section 2.2.3). None for a client that boots nothing.
+pub(crate) fn proxy(kind: ReplyKind, request: &Request, server: Ipv4Addr) -> Answer {
+    match next_step(request, server) {
+        Err(number) => Answer::NoProgram(number),
+        Ok(None) => Answer::Silence,
+        Ok(Some((file, mut options))) => {
+            // iPXE, too, takes for a proxy only who says that it is one.
+            if !options.iter().any(|(code, _)| *code == 60) {
+                options.insert(0, (60, b"PXEClient".to_vec()));
+            }
+            let (yiaddr, siaddr) = (Ipv4Addr::UNSPECIFIED, server);
+            Answer::Reply(Reply { kind, yiaddr, siaddr, file, server, options })
+        }
+    }
+}
+
+type Step = (String, Vec<(u8, Vec<u8>)>);
+
+/// What a client boots next, and the options that it must see with it; or the number of an
+/// architecture that there is no program for.
+fn next_step(request: &Request, server: Ipv4Addr) -> Result<Option<Step>, u16> {
+    match request.client {
+        Client::Plain => Ok(None),
+        // iPXE's own option, sub-option "no-pxedhcp" = 1: do not wait for a proxyDHCP server.
+        Client::Ipxe => {
+            Ok(Some((format!("http://{server}/boot/script"), vec![(175, vec![176, 1, 1])])))
+        }
+        Client::Firmware(architecture) => match Rom::of(architecture) {
+            Some(rom) => {
+                let file = rom.file(server);
+                let mut options = rom.options(&file);
+                if let Some(uuid) = request.uuid {
+                    // PXE 2.1 table 2-1: the client's UUID comes back.
+                    let mut echoed = vec![0];
+                    echoed.extend_from_slice(&uuid);
+                    options.push((97, echoed));
+                }
+                Ok(Some((file, options)))
+            }
+            None => Err(match architecture {
+                Architecture::Other(number) => number,
+                _ => u16::MAX,
+            }),
+        },
+    }
 }
 
 #[cfg(test)]

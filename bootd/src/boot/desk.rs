@@ -33,6 +33,8 @@ pub(crate) struct DeskParts {
     pub images: Arc<ImageStore>,
     /// The collector's certificate, PEM: it goes into each node's initrd.
     pub certificate: String,
+    /// No control: boot programs, which are public, go to whoever is in a segment.
+    pub alone: bool,
     /// Wakes whoever makes zones and volumes follow.
     pub nudge: Arc<Notify>,
 }
@@ -230,8 +232,17 @@ impl Desk {
         self.parts.presence.note(node, |seen| seen.dhcp_segment = Some(segment.clone()));
     }
 
+    /// Whether a node's last boot is over: no agent of it is there, and none that was there before
+    /// bootd restarted is about to come back.
+    pub(crate) fn is_over(&self, node: &NodeName) -> bool {
+        let boot = self.parts.records.get(node);
+        let had_agent = boot.is_some_and(|boot| boot.state == State::Attached);
+        let has_agent = self.parts.presence.seen(node).attached;
+        !(had_agent || has_agent) || self.parts.presence.silent_for(node) >= QUIET
+    }
+
     /// Where a member's boot stands after this request; none: say nothing.
-    async fn standing(
+    pub(crate) async fn standing(
         self: &Arc<Self>,
         assignment: &Assignment,
         request: &Request,

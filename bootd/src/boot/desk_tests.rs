@@ -28,6 +28,7 @@ fn start(dir: &Path) -> Bench {
         presence: Arc::new(Presence::new()),
         events,
         images: Arc::new(ImageStore::open(dir.join("images"))),
+        alone: false,
         certificate: "PEM".to_owned(),
         nudge: Arc::new(Notify::new()),
     }));

@@ -60,10 +60,13 @@ pub(crate) struct NodeFile {
 }
 
 impl Desk {
-    /// Whether any member has this address on this segment: public boot programs go to those.
-    pub(crate) fn is_member(&self, segment: &SegmentName, source: IpAddr) -> bool {
+    /// Whether this address may have the boot programs, which are public: a member's may, and
+    /// without control every one of the segment, because another server may give addresses there.
+    pub(crate) fn may_have_program(&self, segment: &SegmentName, source: IpAddr) -> bool {
         let desired = self.desired();
-        self.caller(&desired, segment, source).is_ok()
+        let IpAddr::V4(address) = source.to_canonical() else { return false };
+        let near = || desired.segments.get(segment).and_then(|s| s.subnet_of(address)).is_some();
+        self.caller(&desired, segment, source).is_ok() || self.parts.alone && near()
     }
 
     /// The boot script of the node at `source`. Blocks on the disk.
@@ -118,6 +121,7 @@ impl Desk {
         let boot = self.serving(assignment)?;
         let token = boot.token.clone().filter(|_| boot.served).ok_or(Refusal::NotOpen)?;
         let leg = desired.segments[segment].address;
+        let subnet = desired.segments[segment].subnet_of(assignment.address).unwrap_or(leg);
         let boot_nic = desired.nodes[&assignment.node].boot_nic();
         let iscsi = login(assignment, &boot).map(|login| IscsiLogin {
             initiator: login.initiator,
@@ -129,7 +133,7 @@ impl Desk {
             host_name: assignment.host_name.clone(),
             boot_nic,
             address: assignment.address,
-            prefix: leg.prefix_len(),
+            prefix: subnet.prefix_len(),
             iscsi,
         };
         let agent = AgentConfig {

@@ -17,6 +17,7 @@ mod window;
 pub(crate) use desk::{AttachRefusal, Attached, Credential, Desk, DeskParts};
 pub(crate) use fetch::{ImagePart, NodeFile, Refusal};
 pub(crate) use grants::grants;
+pub(crate) use identity::same_uuid;
 pub(crate) use presence::{Presence, Seen, Ticket};
 pub(crate) use records::{Records, RecordsError};
 pub(crate) use window::{Boot, State};

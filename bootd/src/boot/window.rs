@@ -135,6 +135,11 @@ impl Boot {
         })
     }
 
+    /// Whether it waits for its node.
+    pub(crate) fn is_open(&self) -> bool {
+        self.state == State::Open
+    }
+
     /// Whether its node may reach the zone of its member.
     pub(crate) fn granted(&self) -> bool {
         self.prepared && matches!(self.state, State::Open | State::Attached)

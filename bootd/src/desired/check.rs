@@ -5,11 +5,11 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
-use croft_proto::{Generation, MacAddr, MemberName, VlanId, VolumeId, common, edge};
+use croft_proto::{Generation, MacAddr, MemberName, SegmentName, VlanId, VolumeId, common, edge};
 use ipnet::Ipv4Net;
 
 use super::{
-    Assignment, BootMethod, Desired, DeviceName, Node, Segment, SegmentKind, Volume, VolumeUse,
+    Assignment, BootMethod, Desired, DeviceName, Leg, Node, Segment, SegmentKind, Volume, VolumeUse,
 };
 
 /// Most faults that one answer lists; a hostile message does not get a novel.
@@ -42,6 +42,17 @@ pub(crate) fn safe_kernel_args(args: &str) -> bool {
 /// # Errors
 /// Every fault; the state is then of no use at all.
 pub(crate) fn check(state: &edge::DesiredState) -> Result<Desired, DesiredFaults> {
+    check_with(state, &BTreeMap::new())
+}
+
+/// Checks a desired state whose segments are used as `legs` says.
+///
+/// # Errors
+/// Every fault; the state is then of no use at all.
+pub(crate) fn check_with(
+    state: &edge::DesiredState,
+    legs: &BTreeMap<SegmentName, Leg>,
+) -> Result<Desired, DesiredFaults> {
     let mut faults = Faults::default();
     let mut desired = Desired::default();
     match state.generation {
@@ -52,7 +63,7 @@ pub(crate) fn check(state: &edge::DesiredState) -> Result<Desired, DesiredFaults
     if state.generation.is_some() && desired.generation == Generation::default() {
         faults.add("generation", "0.0 is not a generation: count from 0.1");
     }
-    segments(state, &mut desired, &mut faults);
+    segments(state, legs, &mut desired, &mut faults);
     nodes(state, &mut desired, &mut faults);
     volumes(state, &mut desired, &mut faults);
     assignments(state, &mut desired, &mut faults);
@@ -105,7 +116,12 @@ impl Faults {
     }
 }
 
-fn segments(state: &edge::DesiredState, desired: &mut Desired, faults: &mut Faults) {
+fn segments(
+    state: &edge::DesiredState,
+    legs: &BTreeMap<SegmentName, Leg>,
+    desired: &mut Desired,
+    faults: &mut Faults,
+) {
     let (mut vlans, mut devices) = (HashSet::new(), HashSet::new());
     for (i, s) in state.segments.iter().enumerate() {
         let at = format!("segments[{i}]");
@@ -144,7 +160,8 @@ fn segments(state: &edge::DesiredState, desired: &mut Desired, faults: &mut Faul
         else {
             continue;
         };
-        let segment = Segment { name, vlan, device, address, kind };
+        let leg = legs.get(&name).cloned().unwrap_or_default();
+        let segment = Segment { name, vlan, device, address, kind, leg };
         if !vlans.insert(segment.vlan) {
             faults.add(&at, format_args!("VLAN {} belongs to another segment", segment.vlan));
         }
@@ -348,7 +365,7 @@ fn health_check(health: &common::HealthCheck, at: &str, faults: &mut Faults) {
 
 #[derive(Default)]
 struct Places {
-    addresses: HashSet<(croft_proto::SegmentName, Ipv4Addr)>,
+    addresses: HashSet<(SegmentName, Ipv4Addr)>,
     members: BTreeSet<MemberName>,
     roots: BTreeMap<VolumeId, usize>,
 }
@@ -372,9 +389,11 @@ fn fits(
                 faults.add(at, format_args!("segment {} is not farm {farm}'s", segment.name));
             }
             let (net, address) = (&segment.address, assignment.address);
-            if !net.contains(&address)
-                || [net.addr(), net.network(), net.broadcast()].contains(&address)
-            {
+            let subnet = segment.subnet_of(address);
+            let host = |subnet: &Ipv4Net| {
+                ![net.addr(), subnet.network(), subnet.broadcast()].contains(&address)
+            };
+            if !subnet.as_ref().is_some_and(host) {
                 let subnet = net.trunc();
                 faults.add(at, format_args!("{address} is no free host address in {subnet}"));
             }

@@ -17,7 +17,7 @@ use croft_proto::{
 use ipnet::Ipv4Net;
 use uuid::Uuid;
 
-pub(crate) use check::{DesiredFaults, check, safe_kernel_args};
+pub(crate) use check::{DesiredFaults, check, check_with, safe_kernel_args};
 pub(crate) use store::{ApplyError, Holder};
 
 /// A network device's name, as the kernel takes it: up to 15 bytes that need no quoting anywhere.
@@ -55,6 +55,17 @@ pub(crate) enum SegmentKind {
     Farm(FarmName),
 }
 
+/// How bootd uses its device in a segment. Under control it owns the device and gives addresses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Leg {
+    /// The device is the host's own: its addresses and packet filter are left as they are.
+    pub shared: bool,
+    /// Another DHCP server gives addresses; bootd only says what to boot.
+    pub proxy: bool,
+    /// Subnets whose DHCP relays send to this leg.
+    pub relayed: Vec<Ipv4Net>,
+}
+
 /// One VLAN with its subnet, and bootd's leg in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Segment {
@@ -64,6 +75,17 @@ pub(crate) struct Segment {
     /// bootd's own address there, with the subnet's prefix.
     pub address: Ipv4Net,
     pub kind: SegmentKind,
+    pub leg: Leg,
+}
+
+impl Segment {
+    /// The subnet that an address lies in, if it is one whose hosts this leg serves.
+    pub(crate) fn subnet_of(&self, address: Ipv4Addr) -> Option<Ipv4Net> {
+        let own = self.address.trunc();
+        std::iter::once(own)
+            .chain(self.leg.relayed.iter().copied())
+            .find(|net| net.contains(&address))
+    }
 }
 
 /// A machine of the grid.

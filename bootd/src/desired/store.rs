@@ -4,15 +4,16 @@
 //! `DesiredState` message as it came. It is replaced whole before a new state takes effect, so a
 //! restart without control serves what control was told is served.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use croft_proto::{Generation, edge};
+use croft_proto::{Generation, SegmentName, edge};
 use prost::Message;
 use tokio::sync::watch;
 
-use super::{Desired, DesiredFaults, check};
+use super::{Desired, DesiredFaults, Leg, check, check_with};
 use crate::durable::{self, DurableError};
 
 const MAGIC: &[u8; 8] = b"CROFTDS1";
@@ -51,13 +52,37 @@ impl Holder {
         let path = state_dir.join("desired.state");
         let desired = match durable::read(&path).map_err(ApplyError::NotKept)? {
             None => Desired::default(),
+            Some(bytes) => decode(&bytes)
+                .and_then(|state| check(&state).map_err(|faults| faults.to_string()))
+                .map_err(|fault| ApplyError::Damaged { path: path.clone(), fault })?,
+        };
+        Ok(Self::holding(path, desired))
+    }
+
+    /// Reads what an earlier run kept without serving it: the caller makes it fit its
+    /// configuration and applies it.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is damaged.
+    pub(crate) fn open_unserved(
+        state_dir: &Path,
+    ) -> Result<(Self, edge::DesiredState), ApplyError> {
+        let path = state_dir.join("desired.state");
+        let state = match durable::read(&path).map_err(ApplyError::NotKept)? {
+            None => edge::DesiredState::default(),
             Some(bytes) => {
                 decode(&bytes).map_err(|fault| ApplyError::Damaged { path: path.clone(), fault })?
             }
         };
+        let generation = state.generation.map(Generation::from).unwrap_or_default();
+        let desired = Desired { generation, ..Desired::default() };
+        Ok((Self::holding(path, desired), state))
+    }
+
+    fn holding(path: PathBuf, desired: Desired) -> Self {
         let (changes, _) = watch::channel(desired.generation);
         let now = ArcSwap::from_pointee(desired);
-        Ok(Self { path, now, changes, writing: Mutex::new(()) })
+        Self { path, now, changes, writing: Mutex::new(()) }
     }
 
     /// The state that holds now.
@@ -76,7 +101,19 @@ impl Holder {
     /// # Errors
     /// Faults, an older generation, or a disk that does not keep it; nothing has changed then.
     pub(crate) fn apply(&self, state: &edge::DesiredState) -> Result<bool, ApplyError> {
-        let desired = check(state).map_err(ApplyError::Faulty)?;
+        self.apply_with(state, &BTreeMap::new())
+    }
+
+    /// The same for a state whose segments are used as `legs` says.
+    ///
+    /// # Errors
+    /// See [`Holder::apply`].
+    pub(crate) fn apply_with(
+        &self,
+        state: &edge::DesiredState,
+        legs: &BTreeMap<SegmentName, Leg>,
+    ) -> Result<bool, ApplyError> {
+        let desired = check_with(state, legs).map_err(ApplyError::Faulty)?;
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let held = self.now.load().generation;
         if desired.generation < held {
@@ -102,14 +139,13 @@ fn encode(state: &edge::DesiredState) -> Vec<u8> {
     bytes
 }
 
-fn decode(bytes: &[u8]) -> Result<Desired, String> {
+fn decode(bytes: &[u8]) -> Result<edge::DesiredState, String> {
     let rest = bytes.strip_prefix(MAGIC).ok_or("it is no desired state of this version")?;
     let (hash, body) = rest.split_at_checked(32).ok_or("it is cut off")?;
     if blake3::hash(body).as_bytes() != hash {
         return Err("its checksum is wrong".to_owned());
     }
-    let state = edge::DesiredState::decode(body).map_err(|error| error.to_string())?;
-    check(&state).map_err(|faults| faults.to_string())
+    edge::DesiredState::decode(body).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! The DHCP server of one segment: a socket on its device, one short task per request.
 
+mod options;
 pub(crate) mod packet;
+pub(crate) mod rom;
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 
 use croft_proto::SegmentName;
@@ -10,6 +12,7 @@ use tokio::net::UdpSocket;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::alone::Clerk;
 use crate::boot::Desk;
 use packet::{MAX_REQUEST, Reply, ReplyKind, Request};
 
@@ -17,8 +20,28 @@ use packet::{MAX_REQUEST, Reply, ReplyKind, Request};
 pub(crate) const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
 
-/// Requests that are judged at once; what comes above that is dropped, and asked again.
-const MAX_TASKS: usize = 256;
+/// UDP port of PXE boot servers, which tell only what to boot (PXE 2.1 section 2.2.4).
+pub(crate) const BOOT_SERVER_PORT: u16 = 4011;
+
+/// Requests that are judged at once; what comes above that is dropped, and asked again. Some wait for
+/// a disk, some for a volume.
+const MAX_TASKS: usize = 2048;
+
+/// Who answers.
+#[derive(Debug, Clone)]
+pub(crate) enum Who {
+    /// Under control.
+    Desk(Arc<Desk>),
+    /// Without.
+    Clerk(Arc<Clerk>),
+}
+
+/// What a socket is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Port {
+    Dhcp,
+    BootServer,
+}
 
 /// Serves a segment until `cancel`.
 ///
@@ -26,8 +49,9 @@ const MAX_TASKS: usize = 256;
 /// The socket failed: its device is gone.
 pub(crate) async fn serve(
     socket: UdpSocket,
+    port: Port,
     segment: SegmentName,
-    desk: Arc<Desk>,
+    who: Who,
     cancel: CancellationToken,
 ) -> std::io::Result<()> {
     let socket = Arc::new(socket);
@@ -42,20 +66,21 @@ pub(crate) async fn serve(
                 }
             }
             received = socket.recv_from(&mut buffer) => {
-                let (length, _) = received?;
-                let request = match Request::parse(&buffer[..length]) {
+                let (length, from) = received?;
+                let mut request = match Request::parse(&buffer[..length]) {
                     Ok(request) => request,
                     Err(reason) => {
                         tracing::debug!(%segment, %reason, "dropped what is no DHCP request");
                         continue;
                     }
                 };
+                request.to_boot_server = port == Port::BootServer;
                 if tasks.len() >= MAX_TASKS {
                     tracing::debug!(%segment, mac = %request.mac, "too many requests at once");
                     continue;
                 }
-                let (socket, desk) = (Arc::clone(&socket), Arc::clone(&desk));
-                tasks.spawn(answer(socket, segment.clone(), desk, request));
+                let (socket, who) = (Arc::clone(&socket), who.clone());
+                tasks.spawn(answer(socket, segment.clone(), who, request, from));
             }
         }
     }
@@ -63,8 +88,18 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-async fn answer(socket: Arc<UdpSocket>, segment: SegmentName, desk: Arc<Desk>, request: Request) {
-    let Some(reply) = desk.dhcp(&segment, &request).await else { return };
+async fn answer(
+    socket: Arc<UdpSocket>,
+    segment: SegmentName,
+    who: Who,
+    request: Request,
+    from: SocketAddr,
+) {
+    let reply = match who {
+        Who::Desk(desk) => desk.dhcp(&segment, &request).await,
+        Who::Clerk(clerk) => clerk.dhcp(&segment, &request).await,
+    };
+    let Some(reply) = reply else { return };
     let mac = request.mac;
     let bytes = match reply.encode(&request) {
         Ok(bytes) => bytes,
@@ -73,7 +108,7 @@ async fn answer(socket: Arc<UdpSocket>, segment: SegmentName, desk: Arc<Desk>, r
             return;
         }
     };
-    let to = destination(&request, &reply);
+    let to = destination(&request, &reply, from);
     match socket.send_to(&bytes, to).await {
         Ok(_) => tracing::info!(
             %segment, %mac, kind = ?reply.kind, client = ?request.client,
@@ -84,13 +119,17 @@ async fn answer(socket: Arc<UdpSocket>, segment: SegmentName, desk: Arc<Desk>, r
 }
 
 /// Where a reply goes (RFC 2131 section 4.1). A client without an address is reached by broadcast
-/// whether it asked for that or not: a unicast frame would need its ARP entry.
-fn destination(request: &Request, reply: &Reply) -> SocketAddrV4 {
-    if request.giaddr != Ipv4Addr::UNSPECIFIED {
-        SocketAddrV4::new(request.giaddr, SERVER_PORT)
+/// whether it asked for that or not: a unicast frame would need its ARP entry. Who asked the boot
+/// server's port has an address, and listens where it sent from.
+fn destination(request: &Request, reply: &Reply, from: SocketAddr) -> SocketAddr {
+    let to = |address, port| SocketAddr::V4(SocketAddrV4::new(address, port));
+    if request.to_boot_server {
+        from
+    } else if request.giaddr != Ipv4Addr::UNSPECIFIED {
+        to(request.giaddr, SERVER_PORT)
     } else if request.ciaddr != Ipv4Addr::UNSPECIFIED && reply.kind != ReplyKind::Nak {
-        SocketAddrV4::new(request.ciaddr, CLIENT_PORT)
+        to(request.ciaddr, CLIENT_PORT)
     } else {
-        SocketAddrV4::new(Ipv4Addr::BROADCAST, CLIENT_PORT)
+        to(Ipv4Addr::BROADCAST, CLIENT_PORT)
     }
 }

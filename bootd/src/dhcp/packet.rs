@@ -1,8 +1,10 @@
 //! DHCP messages: bytes ↔ the few facts that a boot server needs (RFC 2131, 2132, 4578, 3046). Pure.
 //!
-//! dhcproto does the wire format. What it does not guard against is guarded here: a hardware
-//! address length that it would slice with, options that it gives as raw bytes, and the order and
-//! size of options that PXE ROMs insist on.
+//! dhcproto does the header. What it does not guard against is guarded here: a hardware address
+//! length that it would slice with, options in other places than the options field ([`options`]),
+//! and the order and size of options that PXE ROMs insist on.
+//!
+//! [`options`]: super::options
 
 use std::net::Ipv4Addr;
 
@@ -10,12 +12,20 @@ use croft_proto::MacAddr;
 use dhcproto::v4::{self, borrowed};
 use dhcproto::{Encodable, Encoder};
 
+use super::options::{self, sub_option};
+
 /// Longest request that is looked at, in bytes: a DHCP message in one Ethernet frame.
 pub(crate) const MAX_REQUEST: usize = 1500;
 
-/// Longest reply: every client takes an IP datagram of 576 bytes (RFC 2131 section 2), and PXE
-/// ROMs take no longer one.
-const MAX_REPLY: usize = 576 - 28;
+/// IP and UDP headers.
+const HEADERS: usize = 28;
+
+/// Longest reply unless option 57 allows more: every client takes an IP datagram of 576 bytes
+/// (RFC 2131 section 2).
+const MAX_REPLY: usize = 576 - HEADERS;
+
+/// Longest reply whatever a client allows, so that none is fragmented on a tunnelled link.
+const LONGEST_REPLY: usize = 1400 - HEADERS;
 
 /// What a client wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +66,8 @@ pub(crate) enum Client {
 pub(crate) struct Request {
     pub kind: Kind,
     pub client: Client,
+    /// The first number of option 93 that a boot program exists for, or else its first one.
+    pub architecture: Option<u16>,
     pub mac: MacAddr,
     /// Option 97 as sent.
     pub uuid: Option<[u8; 16]>,
@@ -71,6 +83,22 @@ pub(crate) struct Request {
     pub client_id: Option<Vec<u8>>,
     /// Option 82, to be echoed (RFC 3046).
     pub relay: Option<Vec<u8>>,
+    /// Longest reply that the client takes, in bytes of UDP payload (option 57).
+    pub room: usize,
+    /// It came to port 4011: the client has an address and asks only what to boot.
+    pub to_boot_server: bool,
+}
+
+impl Request {
+    /// Option 82's circuit-id (RFC 3046 section 3.1).
+    pub(crate) fn circuit(&self) -> Option<&[u8]> {
+        sub_option(self.relay.as_deref()?, 1).filter(|id| !id.is_empty())
+    }
+
+    /// The subnet that the address is to come from, by a relay that is in another one (RFC 3527).
+    pub(crate) fn link_selection(&self) -> Option<Ipv4Addr> {
+        address(sub_option(self.relay.as_deref()?, 5)?)
+    }
 }
 
 /// Why bytes are no request.
@@ -109,10 +137,11 @@ impl Request {
         }
         let octets: [u8; 6] = message.chaddr().try_into().map_err(|_| InvalidRequest::Mac)?;
         let mac = MacAddr::new(octets).map_err(|_| InvalidRequest::Mac)?;
-        let options = Options::collect(&message);
+        let options = Options::collect(bytes);
         Ok(Self {
             kind: options.kind.ok_or(InvalidRequest::Type)?,
             client: options.client(),
+            architecture: options.architecture(),
             mac,
             uuid: options.uuid,
             xid: message.xid(),
@@ -123,11 +152,13 @@ impl Request {
             server: options.server,
             client_id: options.client_id,
             relay: options.relay,
+            room: options.room.unwrap_or(MAX_REPLY),
+            to_boot_server: false,
         })
     }
 }
 
-/// The options that count; each as it came last.
+/// The options that count. One that is split is put together; a fixed one counts as it came last.
 #[derive(Default)]
 struct Options {
     kind: Option<Kind>,
@@ -139,14 +170,16 @@ struct Options {
     uuid: Option<[u8; 16]>,
     client_id: Option<Vec<u8>>,
     relay: Option<Vec<u8>>,
+    room: Option<usize>,
 }
 
 impl Options {
-    fn collect(message: &borrowed::Message<'_>) -> Self {
+    fn collect(message: &[u8]) -> Self {
         let mut options = Self::default();
-        for option in message.opts() {
-            let data = option.data();
-            match u8::from(option.code()) {
+        let mut client_id = Vec::new();
+        let mut relay = Vec::new();
+        options::each(message, |code, data| {
+            match code {
                 50 => options.requested = address(data),
                 53 => {
                     options.kind = match data {
@@ -159,10 +192,16 @@ impl Options {
                     }
                 }
                 54 => options.server = address(data),
-                60 => options.vendor = data.to_vec(),
-                61 if (2..=255).contains(&data.len()) => options.client_id = Some(data.to_vec()),
-                77 => options.user_class = data.to_vec(),
-                82 if data.len() <= 255 => options.relay = Some(data.to_vec()),
+                57 => {
+                    options.room = <[u8; 2]>::try_from(data).ok().map(|size| {
+                        let size = usize::from(u16::from_be_bytes(size));
+                        size.saturating_sub(HEADERS).clamp(MAX_REPLY, LONGEST_REPLY)
+                    });
+                }
+                60 => options.vendor.extend_from_slice(data),
+                61 => client_id.extend_from_slice(data),
+                77 => options.user_class.extend_from_slice(data),
+                82 => relay.extend_from_slice(data),
                 93 => {
                     options.architectures =
                         data.chunks_exact(2).map(|c| u16::from_be_bytes([c[0], c[1]])).collect();
@@ -171,8 +210,16 @@ impl Options {
                 97 => options.uuid = data.strip_prefix(&[0]).and_then(|d| d.try_into().ok()),
                 _ => {}
             }
-        }
+        });
+        // Longer ones could not be echoed in one option.
+        options.client_id = Some(client_id).filter(|id| (2..=255).contains(&id.len()));
+        options.relay = Some(relay).filter(|relay| (1..=255).contains(&relay.len()));
         options
+    }
+
+    fn architecture(&self) -> Option<u16> {
+        let known = self.architectures.iter().find(|number| matches!(number, 0 | 7 | 9 | 16));
+        known.or(self.architectures.first()).copied()
     }
 
     fn client(&self) -> Client {
@@ -232,7 +279,7 @@ pub(crate) struct Reply {
 /// A reply that cannot be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unsendable {
-    #[error("with the options that the relay wants back it is longer than 576 bytes")]
+    #[error("with the options that the relay wants back it is longer than the client takes")]
     TooLong,
     #[error("its header cannot be written")]
     Header,
@@ -264,7 +311,7 @@ impl Reply {
             .sum();
         if let Some(id) = &request.client_id {
             // Worth less than the boot: left out if there is no room.
-            if 240 + bare + 2 + id.len() < MAX_REPLY {
+            if 240 + bare + 2 + id.len() < request.room {
                 options.push((61, id.clone()));
             }
         }
@@ -277,7 +324,7 @@ impl Reply {
             bytes.extend_from_slice(&data);
         }
         bytes.push(255);
-        if bytes.len() > MAX_REPLY {
+        if bytes.len() > request.room {
             return Err(Unsendable::TooLong);
         }
         // BOOTP relays and old clients drop what is shorter.

@@ -126,6 +126,31 @@ fn the_relay_gets_its_option_back_last_and_long_ones_cost_the_client_id() {
     assert_eq!(long.encode(&request), Err(Unsendable::TooLong));
 }
 
+#[test]
+fn relays_say_port_and_subnet_and_clients_how_much_they_take() {
+    let relay = [1, 4, b'p', b'o', b'r', b't', 5, 4, 10, 9, 0, 0];
+    let request = parse(&message(1, &[(82, &relay), (57, &[5, 220]), (93, &[0, 6, 0, 7])]));
+    assert_eq!(request.circuit(), Some(&b"port"[..]));
+    assert_eq!(request.link_selection(), Some([10, 9, 0, 0].into()));
+    assert_eq!(request.architecture, Some(7));
+    assert_eq!(request.room, LONGEST_REPLY);
+    let long = Reply { options: vec![(43, vec![0; 200]), (15, vec![b'a'; 100])], ..reply() };
+    assert!(long.encode(&request).is_ok());
+    for (size, room) in [(&[1, 0][..], MAX_REPLY), (&[2, 88], 600 - HEADERS), (&[9], MAX_REPLY)] {
+        assert_eq!(parse(&message(1, &[(57, size)])).room, room);
+    }
+    // Split in two (RFC 3396).
+    let request = parse(&message(1, &[(82, &relay[..3]), (12, b"x"), (82, &relay[3..])]));
+    assert_eq!(request.circuit(), Some(&b"port"[..]));
+}
+
+#[test]
+fn an_overloaded_request_is_read_whole() {
+    let mut bytes = message(1, &[(52, &[1])]);
+    bytes[108..120].copy_from_slice(b"\x3c\x09PXEClient\xff");
+    assert_eq!(parse(&bytes).client, Client::Firmware(Architecture::Bios));
+}
+
 proptest! {
     #[test]
     fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..700)) {
@@ -149,7 +174,8 @@ proptest! {
         if let Ok(request) = Request::parse(&bytes)
             && let Ok(answer) = reply().encode(&request)
         {
-            prop_assert!((300..=MAX_REPLY).contains(&answer.len()));
+            prop_assert!((300..=request.room).contains(&answer.len()));
+            prop_assert!(request.room <= LONGEST_REPLY);
         }
     }
 }

@@ -32,6 +32,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::alone::Clerk;
 use crate::boot::{Desk, ImagePart, NodeFile, Refusal};
 use crate::gate::Gate;
 use crate::tftp::Programs;
@@ -47,6 +48,8 @@ const MAX_HEADER: usize = 64 << 10;
 pub(crate) struct Site {
     pub segment: SegmentName,
     pub desk: Arc<Desk>,
+    /// Without control.
+    pub clerk: Option<Arc<Clerk>>,
     pub programs: Arc<Programs>,
 }
 
@@ -114,6 +117,9 @@ fn router(site: Site) -> Router {
 }
 
 async fn script(State(site): State<Site>, Extension(peer): Extension<Peer>) -> Response {
+    if let Some(clerk) = &site.clerk {
+        clerk.settled(&site.segment, peer.0).await;
+    }
     let (desk, segment) = (Arc::clone(&site.desk), site.segment.clone());
     match blocking(move || desk.script(&segment, peer.0)).await {
         Ok(script) => secret("text/plain", script.into()),
@@ -168,7 +174,7 @@ async fn program(
     Extension(peer): Extension<Peer>,
     Path(file): Path<String>,
 ) -> Response {
-    if !site.desk.is_member(&site.segment, peer.0) {
+    if !site.desk.may_have_program(&site.segment, peer.0) {
         return refuse(&site, peer, "a boot program", &Refusal::Stranger);
     }
     match site.programs.get(&file) {

@@ -18,11 +18,12 @@ fn site(dir: &std::path::Path) -> Site {
         presence: Arc::new(Presence::new()),
         events,
         images: Arc::new(ImageStore::open(dir.join("images"))),
+        alone: false,
         certificate: String::new(),
         nudge: Arc::new(Notify::new()),
     });
     let programs = Arc::new(Programs::of("snponly.efi", b"MZ"));
-    Site { segment: "shop".parse().expect("name"), desk: Arc::new(desk), programs }
+    Site { segment: "shop".parse().expect("name"), desk: Arc::new(desk), clerk: None, programs }
 }
 
 /// What a caller at `peer` gets for these bytes.

@@ -29,6 +29,10 @@ pub(super) enum LinkError {
         #[source]
         source: rtnetlink::Error,
     },
+    #[error(
+        "device {device} is shared and has no address {address}; give it that, or correct the segment"
+    )]
+    NoAddress { device: DeviceName, address: Ipv4Addr },
     #[error("cannot set {path}; bootd needs CAP_NET_ADMIN and a writable /proc/sys/net")]
     Setting {
         path: PathBuf,
@@ -75,9 +79,17 @@ impl Links {
         }
     }
 
-    /// Gives a leg its address, and no other, and brings it up.
+    /// Gives a leg its address, and no other, and brings it up. One that the host uses itself is only
+    /// looked at.
     pub(super) async fn configure(&self, link: Link, segment: &Segment) -> Result<(), LinkError> {
         let device = &segment.device;
+        if segment.leg.shared {
+            let address = segment.address.addr();
+            let all = self.addresses(link, device).await?;
+            let there = all.iter().any(|message| local(message) == Some(address));
+            let missing = || LinkError::NoAddress { device: device.clone(), address };
+            return there.then_some(()).ok_or_else(missing);
+        }
         for (key, value) in SETTINGS {
             let path = PathBuf::from(format!("/proc/sys/net/ipv4/conf/{device}/{key}"));
             std::fs::write(&path, value).map_err(|source| LinkError::Setting { path, source })?;
@@ -101,6 +113,9 @@ impl Links {
 
     /// Takes a segment's address off its device, if both are still there.
     pub(super) async fn clear(&self, segment: &Segment) -> Result<(), LinkError> {
+        if segment.leg.shared {
+            return Ok(());
+        }
         let link = match self.find(&segment.device).await {
             Ok(link) => link,
             Err(LinkError::Missing { .. }) => return Ok(()),

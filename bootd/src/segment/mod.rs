@@ -146,7 +146,8 @@ impl Supervisor {
             }
         }
         self.told.retain(|name, _| desired.segments.contains_key(name));
-        let legs: BTreeSet<_> = desired.segments.values().map(|s| s.device.clone()).collect();
+        let legs = desired.segments.values().filter(|s| !s.leg.shared);
+        let legs: BTreeSet<_> = legs.map(|s| s.device.clone()).collect();
         if self.filtered.as_ref() != Some(&legs) {
             if let Err(error) = filter::apply(&legs).await {
                 let error = &error as &dyn std::error::Error;

@@ -54,7 +54,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::desired::{DeviceName, SegmentKind};
+    use crate::desired::{DeviceName, Leg, SegmentKind};
 
     fn segment(number: u32, address: u8) -> Segment {
         Segment {
@@ -63,6 +63,7 @@ mod tests {
             device: DeviceName::new(&format!("seg{number}")).expect("device"),
             address: format!("10.{number}.0.{address}/24").parse().expect("address"),
             kind: SegmentKind::Idle,
+            leg: Leg::default(),
         }
     }
 

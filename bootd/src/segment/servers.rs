@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::router;
 use super::sockets::Sockets;
+use crate::alone::Clerk;
 use crate::boot::Desk;
 use crate::collector::{self, CollectorCertificate};
 use crate::desired::Segment;
@@ -20,6 +21,8 @@ use crate::{dhcp, http};
 #[derive(Debug)]
 pub(crate) struct Servers {
     pub desk: Arc<Desk>,
+    /// Who answers DHCP without control.
+    pub clerk: Option<Arc<Clerk>>,
     pub programs: Arc<Programs>,
     pub certificate: Arc<CollectorCertificate>,
     pub target: Target,
@@ -65,7 +68,17 @@ impl Servers {
     ) -> JoinSet<Ended> {
         let mut servers = JoinSet::new();
         let (desk, programs) = (&self.desk, &self.programs);
-        let dhcp = dhcp::serve(sockets.dhcp, name.clone(), Arc::clone(desk), cancel.clone());
+        let who = match &self.clerk {
+            Some(clerk) => dhcp::Who::Clerk(Arc::clone(clerk)),
+            None => dhcp::Who::Desk(Arc::clone(desk)),
+        };
+        if let Some(socket) = sockets.boot_server {
+            let port = dhcp::Port::BootServer;
+            let boot_server = dhcp::serve(socket, port, name.clone(), who.clone(), cancel.clone());
+            servers.spawn(async { ("boot server", boot_server.await.map_err(Into::into)) });
+        }
+        let port = dhcp::Port::Dhcp;
+        let dhcp = dhcp::serve(sockets.dhcp, port, name.clone(), who, cancel.clone());
         servers.spawn(async { ("DHCP", dhcp.await.map_err(Into::into)) });
         let tftp = tftp::serve(
             sockets.tftp,
@@ -78,6 +91,7 @@ impl Servers {
         let site = http::Site {
             segment: name.clone(),
             desk: Arc::clone(desk),
+            clerk: self.clerk.clone(),
             programs: Arc::clone(programs),
         };
         let http = http::serve(sockets.http, site, cancel.clone());

@@ -29,6 +29,8 @@ pub(super) struct BindError {
 #[derive(Debug)]
 pub(crate) struct Sockets {
     pub dhcp: tokio::net::UdpSocket,
+    /// Port 4011, beside another DHCP server.
+    pub boot_server: Option<tokio::net::UdpSocket>,
     pub tftp: UdpSocket,
     pub http: TcpListener,
     pub iscsi: TcpListener,
@@ -53,8 +55,17 @@ pub(super) fn bind(segment: &Segment, link: Link) -> Result<Sockets, BindError> 
     let dhcp = datagrams(Ipv4Addr::UNSPECIFIED, dhcp::SERVER_PORT)
         .and_then(tokio::net::UdpSocket::from_std)
         .map_err(fault("the DHCP port"))?;
+    let boot_server = if segment.leg.proxy {
+        let socket = datagrams(address, dhcp::BOOT_SERVER_PORT)
+            .and_then(tokio::net::UdpSocket::from_std)
+            .map_err(fault("the boot server's port"))?;
+        Some(socket)
+    } else {
+        None
+    };
     Ok(Sockets {
         dhcp,
+        boot_server,
         tftp: datagrams(address, tftp::PORT).map_err(fault("the TFTP port"))?,
         http: stream(HTTP_PORT).map_err(fault("the HTTP port"))?,
         iscsi: stream(ISCSI_PORT).map_err(fault("the iSCSI port"))?,

@@ -118,7 +118,7 @@ struct Files {
 
 impl Files {
     fn open(&self, client: IpAddr, path: &Path) -> Result<(Transfer, Option<u64>), Refusal> {
-        if !self.desk.is_member(&self.segment, client) {
+        if !self.desk.may_have_program(&self.segment, client) {
             return Err(Refusal::PermissionDenied);
         }
         let name = path.to_str().ok_or(Refusal::FileNotFound)?;

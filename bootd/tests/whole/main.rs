@@ -262,7 +262,7 @@ fn bad_configuration_exits_with_64_and_names_every_fault() {
     std::fs::write(&path, "state_dir = 'x'\nport = 1\n[edge]\nlisten = 'nowhere'\n")
         .expect("written");
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_croft-bootd"))
-        .args(["run", "--config"])
+        .arg("--config")
         .arg(&path)
         .output()
         .expect("bootd runs");

@@ -63,7 +63,7 @@ impl Site {
     /// Starts bootd in the fabric.
     pub fn start(&mut self) {
         let bootd = Command::new("ip")
-            .args(["netns", "exec", "fabric", env!("CARGO_BIN_EXE_croft-bootd"), "run", "--config"])
+            .args(["netns", "exec", "fabric", env!("CARGO_BIN_EXE_croft-bootd"), "--config"])
             .arg(self.dir.join("bootd.toml"))
             .stdin(Stdio::null())
             .spawn()

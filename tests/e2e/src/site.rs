@@ -96,7 +96,7 @@ impl Site {
         let child = self
             .rack
             .fabric_command(program("croft-bootd")?)
-            .args(["run", "--config"])
+            .arg("--config")
             .arg(self.dir.join("bootd.toml"))
             .stdout(self.log("bootd.log")?)
             .stderr(self.log("bootd.log")?)

@@ -1,0 +1,584 @@
+//! Answers DHCP where a file says what machines become: who asks, which address it gets, what it is
+//! to boot, in this order.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use croft_proto::{MacAddr, NodeName, RoleName, SegmentName};
+use tokio_util::sync::CancellationToken;
+
+use super::identity::{Places, Who, recognise};
+use super::leases::{Lease, Leases, Taken};
+use super::plan::{CircuitId, Link, Machine, Plan};
+use super::rules::{Family, Sender};
+use super::state::Want;
+use super::{Ledger, Registrar, RegistrarError};
+use crate::boot::decide::{self, Answer, Standing, Terms};
+use crate::boot::{Desk, Records};
+use crate::desired::Assignment;
+use crate::dhcp::packet::{Client, Kind, Reply, ReplyKind, Request};
+use crate::events::Notice;
+use crate::keeper::Sessions;
+
+/// How often nodes that are gone are forgotten.
+const TIDY: Duration = Duration::from_secs(30);
+
+/// How long a script waits for its node's root volume to be made.
+const PREPARATION: Duration = Duration::from_secs(5);
+
+/// What a clerk works with.
+#[derive(Debug)]
+pub(crate) struct ClerkParts {
+    pub plan: Arc<ArcSwap<Plan>>,
+    pub desk: Arc<Desk>,
+    pub records: Arc<Records>,
+    pub ledger: Ledger,
+    pub registrar: Registrar,
+    pub sessions: Arc<dyn Sessions>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Clerk {
+    parts: ClerkParts,
+    /// By the name of the subnet.
+    tables: Mutex<HashMap<SegmentName, Leases>>,
+    places: Mutex<Places>,
+    /// Addresses whose assignment is being written down.
+    coming: Mutex<HashSet<(SegmentName, Ipv4Addr)>>,
+}
+
+/// A request with all that was found out about it.
+#[derive(Clone, Copy)]
+struct Case<'a> {
+    link: &'a Link,
+    request: &'a Request,
+    circuit: Option<&'a CircuitId>,
+    node: &'a NodeName,
+    machine: Option<&'a Machine>,
+    /// What it is to boot, if it asks for that and a rule says so.
+    role: Option<&'a RoleName>,
+}
+
+impl Clerk {
+    /// A clerk with the leases of an earlier run.
+    pub(crate) fn new(parts: ClerkParts, leases: Vec<Lease>) -> Self {
+        let tables = tables(&parts.plan.load(), leases, &[]);
+        let (places, coming) = (Mutex::default(), Mutex::default());
+        Self { parts, tables: Mutex::new(tables), places, coming }
+    }
+
+    /// Answers a request that arrived on the leg `segment`; none: say nothing.
+    pub(crate) async fn dhcp(
+        self: &Arc<Self>,
+        segment: &SegmentName,
+        request: &Request,
+    ) -> Option<Reply> {
+        let plan = self.parts.plan.load_full();
+        let link = link_of(&plan, segment, request)?;
+        let circuit = request.circuit().map(|id| CircuitId(id.to_vec()));
+        let circuit = circuit.as_ref();
+        let now = now_ms();
+        let (node, machine, boots) =
+            match recognise(&plan.machines, request.mac, request.uuid, circuit) {
+                Who::Machine(node, machine) => (node, machine, true),
+                Who::OtherNic(node) => (node, None, false),
+                Who::Refused(node, why) => {
+                    self.tell("refused", &link.segment, Some(&node), why.to_owned());
+                    return None;
+                }
+            };
+        let doubled = lock(&self.places).is_elsewhere(request.mac, &link.name, circuit, now);
+        if doubled || self.runs_elsewhere(&node, link) {
+            let text =
+                format!("{} is in two places at once: it asked on {}, too", request.mac, link.name);
+            self.tell("two-places", &link.segment, Some(&node), text);
+            return None;
+        }
+        let sender = Sender {
+            link: &link.name,
+            mac: request.mac,
+            circuit,
+            uuid: request.uuid,
+            arch: request.architecture.map(Family::of),
+            machine,
+        };
+        let asks = boots && request.client != Client::Plain;
+        let rule = if asks { plan.rules.find(&sender) } else { None };
+        let role = rule.map(|rule| &rule.role);
+        let case = Case { link, request, circuit, node: &node, machine, role };
+        let answer = if plan.segments.get(&link.segment).is_some_and(|s| s.leg.proxy) {
+            self.beside(case).await
+        } else {
+            match request.kind {
+                Kind::Discover => self.discover(case).await,
+                Kind::Request => self.request(case).await,
+                Kind::Decline => self.decline(case).await,
+                Kind::Release => self.release(case).await,
+                Kind::Inform if link.subnet.contains(&request.ciaddr) => {
+                    Some(Answer::Reply(decide::inform(&terms(link))))
+                }
+                Kind::Inform => None,
+            }
+        };
+        match answer? {
+            Answer::Reply(reply) => Some(reply),
+            Answer::NoProgram(number) => {
+                let text =
+                    format!("its firmware has architecture {number}: no boot program for it");
+                self.tell("no-boot-program", &link.segment, Some(&node), text);
+                None
+            }
+            Answer::Silence | Answer::AddressInUse => None,
+        }
+    }
+
+    /// The address that is a client's own by the file or by what it serves as.
+    fn own_address(&self, case: Case<'_>, held: Option<&Assignment>) -> Option<Ipv4Addr> {
+        let fixed = case.machine.and_then(|machine| machine.address);
+        if let Some(fixed) = fixed.filter(|address| case.link.subnet.contains(address)) {
+            return Some(fixed);
+        }
+        // One that the file's pools have no more is given up at the next boot.
+        held.map(|a| a.address).filter(|address| is_pooled(case.link, *address))
+    }
+
+    /// Whether its agent is heard from another leg than the one it asks on.
+    fn runs_elsewhere(&self, node: &NodeName, link: &Link) -> bool {
+        let desired = self.parts.desk.desired();
+        let elsewhere = desired.assignments.get(node).is_some_and(|a| a.segment != link.segment);
+        elsewhere && self.parts.desk.presence().seen(node).attached
+    }
+
+    fn held(&self, case: Case<'_>) -> Option<Assignment> {
+        let desired = self.parts.desk.desired();
+        let held = desired.assignments.get(case.node)?;
+        (held.segment == case.link.segment).then(|| held.clone())
+    }
+
+    async fn discover(self: &Arc<Self>, case: Case<'_>) -> Option<Answer> {
+        let (request, link) = (case.request, case.link);
+        let mut held = self.held(case);
+        if held.is_some() && request.client != Client::Plain {
+            held = self.judge_anew(case, held).await;
+        }
+        let address = match self.own_address(case, held.as_ref()) {
+            Some(own) => own,
+            None => {
+                if case.role.is_none() && case.machine.is_none() && !link.strangers {
+                    self.tell_stranger(case);
+                    return None;
+                }
+                let wanted = request.requested;
+                let offered = self.with_table(link, |t| t.offer(request.mac, wanted, now_ms()));
+                match offered {
+                    Some(Some(address)) => address,
+                    Some(None) | None => {
+                        let text = format!("no address is left in the pools of {}", link.name);
+                        self.tell("pool-exhausted", &link.segment, None, text);
+                        return None;
+                    }
+                }
+            }
+        };
+        let standing = match (case.role, &held) {
+            (None, _) => Standing::Bare,
+            // Nothing that an offer says is secret.
+            (Some(_), None) => Standing::Open,
+            (Some(_), Some(held)) => self.parts.desk.standing(held, request).await?,
+        };
+        if case.role.is_none() && request.client != Client::Plain {
+            self.tell_stranger(case);
+        }
+        Some(decide::lease(ReplyKind::Offer, request, address, &terms(link), standing))
+    }
+
+    /// A machine that serves already begins another boot: what the file says now counts, unless its
+    /// last boot is not over.
+    async fn judge_anew(&self, case: Case<'_>, held: Option<Assignment>) -> Option<Assignment> {
+        if !self.parts.desk.is_over(case.node) {
+            return held;
+        }
+        match case.role {
+            Some(role) => {
+                let address = self.own_address(case, held.as_ref())?;
+                self.assign(case, role, address).await;
+            }
+            None => {
+                self.parts.registrar.withdraw(vec![case.node.clone()]).await;
+            }
+        }
+        self.held(case)
+    }
+
+    async fn assign(&self, case: Case<'_>, role: &RoleName, address: Ipv4Addr) -> bool {
+        let known =
+            case.machine.map(|machine| machine.macs.clone()).filter(|macs| !macs.is_empty());
+        let want = Want {
+            node: case.node.clone(),
+            macs: known.unwrap_or_else(|| vec![case.request.mac]),
+            uuid: case.machine.and_then(|machine| machine.uuid),
+            segment: case.link.segment.clone(),
+            address,
+            role: role.clone(),
+        };
+        let place = (want.segment.clone(), address);
+        lock(&self.coming).insert(place.clone());
+        let assigned = self.parts.registrar.assign(want).await;
+        lock(&self.coming).remove(&place);
+        if !assigned {
+            let text = format!("could not be made a {role}; the log has the reason");
+            self.tell("not-assigned", &case.link.segment, Some(case.node), text);
+        }
+        assigned
+    }
+
+    /// RFC 2131 section 4.3.2; which of the client's states it is follows from what it fills in.
+    async fn request(self: &Arc<Self>, case: Case<'_>) -> Option<Answer> {
+        let (request, link) = (case.request, case.link);
+        if request.server.is_some_and(|chosen| chosen != link.server) {
+            return None;
+        }
+        let wanted = match request.requested {
+            Some(requested) => requested,
+            None if request.ciaddr != Ipv4Addr::UNSPECIFIED => request.ciaddr,
+            None => return None,
+        };
+        let nak = || Some(Answer::Reply(decide::nak(link.server)));
+        let held = self.held(case);
+        let fixed = case.machine.and_then(|machine| machine.address);
+        match self.own_address(case, held.as_ref()) {
+            Some(own) if own != wanted => return nak(),
+            // A lease that the file gives needs no writing down.
+            Some(own) if fixed == Some(own) => {}
+            _ => {
+                if !link.subnet.contains(&wanted) {
+                    return nak();
+                }
+                let stranger = case.role.is_none() && case.machine.is_none();
+                if stranger && held.is_none() && !link.strangers {
+                    return None;
+                }
+                let lease_s = terms(link).lease_of(request.client);
+                let port = case.circuit.map(|circuit| circuit.0.as_slice());
+                let taken = self.with_table(link, |table| {
+                    table.take(request.mac, wanted, lease_s, port, now_ms())
+                });
+                match taken {
+                    Some(Taken::Lease(lease)) => {
+                        if !self.parts.ledger.keep(lease).await {
+                            return None;
+                        }
+                    }
+                    // In the subnet and not in our pools: perhaps another server's. A client in state
+                    // SELECTING or with an address of ours is told.
+                    Some(Taken::Refused) if request.server.is_some() || is_pooled(link, wanted) => {
+                        return nak();
+                    }
+                    Some(Taken::Refused | Taken::Later) | None => return None,
+                }
+            }
+        }
+        let standing = match (case.role, held) {
+            (None, _) => Standing::Bare,
+            (Some(_), Some(held)) if held.address == wanted => {
+                self.parts.desk.standing(&held, request).await?
+            }
+            (Some(role), _) => {
+                if !self.assign(case, role, wanted).await {
+                    return None;
+                }
+                Standing::Open
+            }
+        };
+        Some(decide::lease(ReplyKind::Ack, request, wanted, &terms(link), standing))
+    }
+
+    async fn decline(&self, case: Case<'_>) -> Option<Answer> {
+        let address = case.request.requested?;
+        let mac = case.request.mac;
+        let declined = self.with_table(case.link, |t| {
+            t.give_up(address, mac);
+            t.decline(mac, address, now_ms())
+        });
+        let lease = declined??;
+        let text = format!("{address} is used by somebody else on {}", case.link.name);
+        self.tell("address-in-use", &case.link.segment, Some(case.node), text);
+        self.parts.ledger.keep(lease).await;
+        if self.held(case).is_some_and(|held| held.address == address) {
+            self.parts.registrar.withdraw(vec![case.node.clone()]).await;
+        }
+        None
+    }
+
+    async fn release(&self, case: Case<'_>) -> Option<Answer> {
+        let (mac, address) = (case.request.mac, case.request.ciaddr);
+        let lease = self.with_table(case.link, |t| t.release(mac, address, now_ms()))??;
+        self.parts.ledger.keep(lease).await;
+        None
+    }
+
+    /// Beside somebody else's DHCP server: says what to boot, and learns addresses from what clients
+    /// tell that server.
+    async fn beside(self: &Arc<Self>, case: Case<'_>) -> Option<Answer> {
+        let (request, server) = (case.request, case.link.server);
+        let role = case.role?;
+        let mut held = self.held(case);
+        match request.kind {
+            Kind::Discover => {
+                if held.is_some() {
+                    held = self.judge_anew(case, held).await;
+                }
+                if let Some(held) = &held {
+                    self.parts.desk.standing(held, request).await?;
+                }
+                Some(decide::proxy(ReplyKind::Offer, request, server))
+            }
+            Kind::Request | Kind::Inform => {
+                let told = request.requested.filter(|_| request.kind == Kind::Request);
+                let address = told.unwrap_or(request.ciaddr);
+                let other = held.as_ref().is_none_or(|held| held.address != address);
+                let usable = address != server
+                    && case.link.subnet.contains(&address)
+                    && address != case.link.subnet.network()
+                    && address != case.link.subnet.broadcast();
+                if usable && other && self.parts.desk.is_over(case.node) {
+                    self.assign(case, role, address).await;
+                }
+                // On port 67 this was for the other server; on 4011 it is for us.
+                request.to_boot_server.then(|| decide::proxy(ReplyKind::Ack, request, server))
+            }
+            Kind::Decline | Kind::Release => None,
+        }
+    }
+
+    /// Waits until the node at `source` can be given its script: its assignment may be on its way to
+    /// the disk, and its root volume in the making.
+    pub(crate) async fn settled(&self, segment: &SegmentName, source: IpAddr) {
+        let IpAddr::V4(source) = source.to_canonical() else { return };
+        let place = (segment.clone(), source);
+        let mut desired = self.parts.desk.watch_desired();
+        let mut boots = self.parts.records.watch();
+        let wait = async {
+            loop {
+                desired.borrow_and_update();
+                boots.borrow_and_update();
+                let now = self.parts.desk.desired();
+                let ready = match now.assignment_at(segment, source) {
+                    None => !lock(&self.coming).contains(&place),
+                    Some(held) => self
+                        .parts
+                        .records
+                        .get(&held.node)
+                        .is_none_or(|b| b.prepared || !b.is_open()),
+                };
+                if ready {
+                    return;
+                }
+                tokio::select! {
+                    Ok(()) = desired.changed() => {}
+                    Ok(()) = boots.changed() => {}
+                    // What is on its way may turn out impossible, which changes neither.
+                    () = tokio::time::sleep(Duration::from_millis(100)) => {}
+                }
+            }
+        };
+        // Too late: whoever asks is told that nothing is there, and asks again.
+        let _ = tokio::time::timeout(PREPARATION, wait).await;
+    }
+
+    /// Takes another file, whole or not at all.
+    ///
+    /// # Errors
+    /// It was not taken. None: bootd is stopping.
+    pub(crate) async fn reload(&self, plan: Plan) -> Option<Result<(), RegistrarError>> {
+        let result = self.parts.registrar.reload(plan).await?;
+        if result.is_ok() {
+            let mut tables = lock(&self.tables);
+            let leases = tables.values().flat_map(Leases::all).collect();
+            let kept: Vec<_> = tables.values().flat_map(Leases::kept).collect();
+            *tables = self::tables(&self.parts.plan.load(), leases, &kept);
+        }
+        Some(result)
+    }
+
+    /// Keeps pools and assignments in step until `cancel`: an address that a node serves under is
+    /// nobody else's, and a node that is gone is forgotten when its lease is over.
+    pub(crate) async fn run(self: Arc<Self>, cancel: CancellationToken) {
+        let mut changes = self.parts.desk.watch_desired();
+        let mut ticks = tokio::time::interval(TIDY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            self.reserve();
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                Ok(()) = changes.changed() => {}
+                _ = ticks.tick() => {
+                    let gone = self.gone();
+                    if !gone.is_empty() {
+                        tracing::info!(nodes = gone.len(), "forgot nodes whose leases are over");
+                        self.parts.registrar.withdraw(gone).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Keeps the addresses of assignments out of the pools.
+    fn reserve(&self) {
+        let desired = self.parts.desk.desired();
+        let plan = self.parts.plan.load();
+        let mut tables = lock(&self.tables);
+        let mut wanted: HashMap<&SegmentName, HashMap<Ipv4Addr, MacAddr>> = HashMap::new();
+        for assignment in desired.assignments.values() {
+            let link = plan.link_of(&assignment.segment, assignment.address);
+            let node = desired.nodes.get(&assignment.node);
+            if let (Some(link), Some(node)) = (link, node) {
+                wanted.entry(&link.name).or_default().insert(assignment.address, node.boot_nic());
+            }
+        }
+        for (name, table) in tables.iter_mut() {
+            let wanted = wanted.remove(name).unwrap_or_default();
+            let kept: Vec<_> = table.kept().collect();
+            for (address, _) in kept.iter().filter(|(a, mac)| wanted.get(a) != Some(mac)) {
+                table.unreserve(*address);
+            }
+            for (address, mac) in wanted {
+                table.reserve(address, mac);
+            }
+        }
+    }
+
+    /// Nodes without a lease, an agent, a session and anything that must be kept.
+    fn gone(&self) -> Vec<NodeName> {
+        let desired = self.parts.desk.desired();
+        let plan = self.parts.plan.load();
+        let busy: HashSet<NodeName> =
+            self.parts.sessions.open_sessions().into_iter().map(|session| session.node).collect();
+        let now = now_ms();
+        let tables = lock(&self.tables);
+        let is_gone = |a: &&Assignment| {
+            let link = plan.link_of(&a.segment, a.address);
+            let table = link.and_then(|link| tables.get(&link.name));
+            let pooled = link.is_some_and(|link| is_pooled(link, a.address));
+            let mac = desired.nodes.get(&a.node).map(|node| node.boot_nic());
+            let leased = table.zip(mac).is_some_and(|(t, mac)| t.held(mac, now).is_some());
+            let kept = a.root_volume.as_ref().and_then(|id| desired.volumes.get(id));
+            pooled
+                && !leased
+                && !kept.is_some_and(|volume| volume.persistent)
+                && !busy.contains(&a.node)
+                && !self.parts.desk.presence().seen(&a.node).attached
+        };
+        desired.assignments.values().filter(is_gone).map(|a| a.node.clone()).collect()
+    }
+
+    /// Addresses of a subnet to be probed now.
+    pub(super) fn probe_next(&self, link: &Link, most: usize) -> Vec<Ipv4Addr> {
+        self.with_table(link, |table| table.probe_next(most, now_ms())).unwrap_or_default()
+    }
+
+    /// What a probe found.
+    pub(super) fn probed(&self, link: &Link, address: Ipv4Addr, in_use: bool) {
+        self.with_table(link, |table| table.probed(address, in_use, now_ms()));
+        if in_use {
+            let text = format!("{address} of a pool is used by somebody that has no lease for it");
+            self.tell("address-in-use", &link.segment, None, text);
+        }
+    }
+
+    /// The file that holds now.
+    pub(super) fn plan(&self) -> Arc<Plan> {
+        self.parts.plan.load_full()
+    }
+
+    fn with_table<T>(&self, link: &Link, work: impl FnOnce(&mut Leases) -> T) -> Option<T> {
+        lock(&self.tables).get_mut(&link.name).map(work)
+    }
+
+    fn tell_stranger(&self, case: Case<'_>) {
+        let text =
+            format!("{} asked for something to boot, and no rule matches it", case.request.mac);
+        if case.request.client != Client::Plain {
+            self.tell("no-rule", &case.link.segment, Some(case.node), text);
+        }
+    }
+
+    fn tell(
+        &self,
+        kind: &'static str,
+        segment: &SegmentName,
+        node: Option<&NodeName>,
+        text: String,
+    ) {
+        let subject = node.map_or_else(|| segment.to_string(), NodeName::to_string);
+        let segment = Some(segment.clone());
+        let notice = Notice { kind, node: node.cloned(), segment, farm: None, text };
+        self.parts.desk.events().limited(&subject, notice);
+    }
+}
+
+fn is_pooled(link: &Link, address: Ipv4Addr) -> bool {
+    link.pools.iter().any(|pool| pool.contains(address))
+}
+
+/// The subnet that a request is about: the relay's word first (RFC 3527 section 3), then its address,
+/// then that of a client that renews through a router.
+fn link_of<'p>(plan: &'p Plan, segment: &SegmentName, request: &Request) -> Option<&'p Link> {
+    let selected = request.link_selection();
+    let relay = Some(request.giaddr).filter(|giaddr| *giaddr != Ipv4Addr::UNSPECIFIED);
+    match selected.or(relay) {
+        Some(address) => plan.link_of(segment, address),
+        None => plan.link_of(segment, request.ciaddr).or_else(|| plan.own_link(segment)),
+    }
+}
+
+/// What every client of a subnet is told.
+fn terms(link: &Link) -> Terms {
+    let mut more = Vec::new();
+    more.extend(link.gateway.map(|gateway| (3, gateway.octets().to_vec())));
+    if !link.dns.is_empty() {
+        more.push((6, link.dns.iter().flat_map(|dns| dns.octets()).collect()));
+    }
+    more.extend(link.domain.as_ref().map(|domain| (15, domain.0.as_bytes().to_vec())));
+    more.push((28, link.subnet.broadcast().octets().to_vec()));
+    Terms { server: link.server, subnet: link.subnet, lease_s: link.lease_s, more }
+}
+
+fn tables(
+    plan: &Plan,
+    leases: Vec<Lease>,
+    kept: &[(Ipv4Addr, MacAddr)],
+) -> HashMap<SegmentName, Leases> {
+    let now = now_ms();
+    let fixed: Vec<Ipv4Addr> = plan.machines.list.iter().filter_map(|m| m.address).collect();
+    let table = |link: &Link| {
+        let inside = fixed.iter().copied().filter(|address| link.subnet.contains(address));
+        let reserved = inside.chain([link.server]).chain(link.gateway);
+        let mut table = Leases::new(&link.pools, reserved.collect(), now);
+        for (address, mac) in kept.iter().filter(|(address, _)| link.subnet.contains(address)) {
+            table.reserve(*address, *mac);
+        }
+        for lease in leases.iter().filter(|lease| link.subnet.contains(&lease.address)) {
+            table.restore(*lease);
+        }
+        (link.name.clone(), table)
+    };
+    plan.links.iter().map(table).collect()
+}
+
+fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+#[path = "clerk_tests.rs"]
+mod tests;

@@ -1,0 +1,94 @@
+use super::*;
+use crate::alone::plan::tests::plan;
+use crate::desired::check_with;
+
+fn want(host: u8, role: &str) -> Want {
+    let mac: MacAddr = format!("52:54:00:00:00:{host:02x}").parse().expect("MAC");
+    Want {
+        node: crate::alone::plan::name_of(mac),
+        macs: vec![mac],
+        uuid: None,
+        segment: "lan".parse().expect("name"),
+        address: [192, 168, 1, host].into(),
+        role: role.parse().expect("role"),
+    }
+}
+
+fn versions(image: &[u8]) -> Versions {
+    Versions { image: Some(ImageVersion::of(image)), data: vec![ImageVersion::of(b"content")] }
+}
+
+fn nothing(plan: &Plan) -> edge::DesiredState {
+    let mut state = fit(plan, edge::DesiredState::default());
+    state.generation = Some(croft_proto::Generation { epoch: 0, counter: 1 }.into());
+    state
+}
+
+#[test]
+fn what_is_assigned_is_a_good_desired_state() {
+    let plan = plan();
+    let mut state = nothing(&plan);
+    assert!(assign(&plan, &mut state, &want(101, "web"), &versions(b"1"), 1).expect("assigned"));
+    assert!(assign(&plan, &mut state, &want(102, "db"), &versions(b"1"), 1).expect("assigned"));
+    assert!(assign(&plan, &mut state, &want(103, "web"), &versions(b"1"), 1).expect("assigned"));
+    let desired = check_with(&state, &legs(&plan)).expect("good");
+    let hosts: Vec<_> = desired.assignments.values().map(|a| a.host_name.as_str()).collect();
+    assert_eq!(hosts, ["web-1", "db-1", "web-2"]);
+    assert_eq!(desired.volumes.len(), 4, "three roots and one content");
+    // The same again changes nothing, also with another number at hand.
+    assert!(!assign(&plan, &mut state, &want(101, "web"), &versions(b"1"), 7).expect("the same"));
+    assert_eq!(state.assignments[0].window, 1);
+    // A newer image is another boot.
+    assert!(assign(&plan, &mut state, &want(101, "web"), &versions(b"2"), 7).expect("assigned"));
+    let one = state.assignments.iter().find(|a| a.node == want(101, "web").node.as_str());
+    let one = one.expect("there");
+    assert_eq!((one.window, one.ordinal), (7, 1));
+    check_with(&state, &legs(&plan)).expect("good");
+}
+
+#[test]
+fn who_takes_an_address_or_a_nic_takes_its_place() {
+    let plan = plan();
+    let mut state = nothing(&plan);
+    assign(&plan, &mut state, &want(101, "web"), &versions(b"1"), 1).expect("assigned");
+    let moved = Want { address: [192, 168, 1, 101].into(), ..want(102, "web") };
+    assign(&plan, &mut state, &moved, &versions(b"1"), 1).expect("assigned");
+    assert_eq!(state.assignments.len(), 1);
+    let named = Want { node: "kitchen".parse().expect("name"), ..want(102, "web") };
+    assign(&plan, &mut state, &named, &versions(b"1"), 1).expect("assigned");
+    let desired = check_with(&state, &legs(&plan)).expect("good");
+    assert_eq!(desired.assignments.keys().map(|n| n.as_str()).collect::<Vec<_>>(), ["kitchen"]);
+    assert_eq!(desired.nodes.len(), 1);
+    let gone = Want { role: "gone".parse().expect("role"), ..named };
+    let refused = assign(&plan, &mut state, &gone, &versions(b"1"), 1);
+    assert_eq!(refused, Err(Impossible::NoBlueprint));
+}
+
+#[test]
+fn persistent_volumes_outlive_every_edit_and_pin_their_image() {
+    let plan = plan();
+    let mut state = nothing(&plan);
+    let db = want(102, "db");
+    assign(&plan, &mut state, &db, &versions(b"1"), 1).expect("assigned");
+    assert_eq!(pinned(&state, &db), Some(ImageVersion::of(b"1")));
+    assert!(withdraw(&plan, &mut state, &db.node));
+    assert!(!withdraw(&plan, &mut state, &db.node));
+    assert!(state.assignments.is_empty() && state.nodes.is_empty());
+    assert_eq!(pinned(&state, &db), Some(ImageVersion::of(b"1")));
+    assert_eq!(pinned(&state, &want(101, "web")), None);
+    let again = fit(&plan, state);
+    assert_eq!(again.volumes.len(), 1);
+}
+
+#[test]
+fn an_earlier_state_is_kept_as_far_as_the_file_still_has_its_place() {
+    let plan = plan();
+    let mut state = nothing(&plan);
+    assign(&plan, &mut state, &want(101, "web"), &versions(b"1"), 1).expect("assigned");
+    assign(&plan, &mut state, &want(103, "web"), &versions(b"1"), 1).expect("assigned");
+    state.assignments[1].address = "10.99.0.1".to_owned();
+    let fitted = fit(&plan, state);
+    assert_eq!(fitted.assignments.len(), 1);
+    assert_eq!(fitted.nodes.len(), 1);
+    check_with(&fitted, &legs(&plan)).expect("good");
+}

@@ -1,0 +1,130 @@
+//! A machine without a machine: its DHCP, TFTP and HTTP.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// What a PXE ROM of a BIOS sends.
+pub const BIOS: &[(u8, &[u8])] = &[(60, b"PXEClient:Arch:00000:UNDI:002001"), (93, &[0, 0])];
+/// What iPXE sends.
+pub const IPXE: &[(u8, &[u8])] = &[(60, b"PXEClient:Arch:00000"), (77, b"iPXE"), (93, &[0, 0])];
+
+/// An answer: its type, address and boot file.
+#[derive(Debug)]
+pub struct Answer {
+    pub kind: u8,
+    pub address: Ipv4Addr,
+    pub file: String,
+}
+
+/// A machine with one NIC.
+pub struct Client {
+    device: &'static str,
+    mac: [u8; 6],
+}
+
+impl Client {
+    pub fn new(device: &'static str, mac: [u8; 6]) -> Self {
+        Self { device, mac }
+    }
+
+    /// Broadcasts a request and waits for the answer; none after a second.
+    pub fn dhcp(&self, kind: u8, options: &[(u8, &[u8])]) -> Option<Answer> {
+        let socket = self.socket(Ipv4Addr::UNSPECIFIED);
+        let message = self.message(kind, Ipv4Addr::UNSPECIFIED, options);
+        // Until the device is up nothing can be sent.
+        socket.send_to(&message, (Ipv4Addr::BROADCAST, 67)).ok()?;
+        self.receive(&socket)
+    }
+
+    /// Asks port 4011, as a ROM that has its address already.
+    pub fn boot_server(&self, own: Ipv4Addr, server: Ipv4Addr, options: &[(u8, &[u8])]) -> Answer {
+        let socket = self.socket(own);
+        socket.send_to(&self.message(3, own, options), (server, 4011)).expect("sent");
+        self.receive(&socket).expect("an answer")
+    }
+
+    fn socket(&self, own: Ipv4Addr) -> UdpSocket {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).expect("socket");
+        socket.bind_device(Some(self.device.as_bytes())).expect("device");
+        socket.set_reuse_address(true).expect("reuse");
+        socket.set_broadcast(true).expect("broadcast");
+        socket.set_read_timeout(Some(Duration::from_secs(1))).expect("timeout");
+        socket.bind(&SocketAddr::from((own, 68)).into()).expect("port 68");
+        socket.into()
+    }
+
+    fn message(&self, kind: u8, ciaddr: Ipv4Addr, options: &[(u8, &[u8])]) -> Vec<u8> {
+        let mut bytes = vec![0; 236];
+        bytes[..3].copy_from_slice(&[1, 1, 6]);
+        bytes[4..8].copy_from_slice(b"xid!");
+        bytes[12..16].copy_from_slice(&ciaddr.octets());
+        bytes[28..34].copy_from_slice(&self.mac);
+        bytes.extend_from_slice(&[99, 130, 83, 99, 53, 1, kind]);
+        for (code, data) in options {
+            bytes.push(*code);
+            bytes.push(u8::try_from(data.len()).expect("short"));
+            bytes.extend_from_slice(data);
+        }
+        bytes.push(255);
+        bytes
+    }
+
+    fn receive(&self, socket: &UdpSocket) -> Option<Answer> {
+        let mut answer = vec![0; 1500];
+        let length = match socket.recv(&mut answer) {
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+            Err(error) => panic!("DHCP answer: {error}"),
+        };
+        assert!(length >= 300, "{length} bytes are too few for old relays");
+        assert_eq!((&answer[4..8], &answer[28..34]), (&b"xid!"[..], &self.mac[..]));
+        assert_eq!(answer[240], 53, "option 53 comes first");
+        let file: Vec<u8> = answer[108..236].iter().copied().take_while(|b| *b != 0).collect();
+        Some(Answer {
+            kind: answer[242],
+            address: <[u8; 4]>::try_from(&answer[16..20]).expect("four").into(),
+            file: String::from_utf8(file).expect("text"),
+        })
+    }
+}
+
+/// Fetches a file of one block.
+pub fn tftp(own: Ipv4Addr, server: Ipv4Addr, file: &str) -> Vec<u8> {
+    let socket = UdpSocket::bind((own, 0)).expect("socket");
+    socket.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
+    let request = [b"\0\x01", file.as_bytes(), b"\0octet\0"].concat();
+    socket.send_to(&request, (server, 69)).expect("sent");
+    let mut packet = [0; 1500];
+    let (length, from) = socket.recv_from(&mut packet).expect("an answer");
+    assert_eq!(packet[..4], [0, 3, 0, 1], "{:?}", String::from_utf8_lossy(&packet[..length]));
+    socket.send_to(&[0, 4, 0, 1], from).expect("sent");
+    packet[4..length].to_vec()
+}
+
+/// GET; the status and the body.
+pub fn get(server: Ipv4Addr, path: &str) -> (u16, Vec<u8>) {
+    fetch(TcpStream::connect((server, 80)).expect("connected"), server, path)
+}
+
+/// The same from one of several addresses.
+pub fn get_from(own: Ipv4Addr, server: Ipv4Addr, path: &str) -> (u16, Vec<u8>) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).expect("socket");
+    socket.bind(&SocketAddr::from((own, 0)).into()).expect("bound");
+    socket.connect(&SocketAddr::from((server, 80)).into()).expect("connected");
+    fetch(socket.into(), server, path)
+}
+
+fn fetch(mut stream: TcpStream, server: Ipv4Addr, path: &str) -> (u16, Vec<u8>) {
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("timeout");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("sent");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("read");
+    let end = answer.windows(4).position(|w| w == b"\r\n\r\n").expect("a header");
+    let head = String::from_utf8_lossy(&answer[..end]).into_owned();
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status");
+    (status, answer.split_off(end + 4))
+}

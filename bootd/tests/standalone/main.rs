@@ -1,0 +1,242 @@
+//! The real program with nothing but a file: machines that nobody told it of boot from it.
+
+mod client;
+mod site;
+
+use std::net::Ipv4Addr;
+
+use client::{BIOS, Client, IPXE};
+use nix::sys::signal::Signal;
+use site::{Site, enter, output, sh, until};
+
+/// A network on which bootd gives the addresses, and one on which it stands beside another server.
+const FILE: &str = r#"
+[[segment]]
+name = "lan"
+device = "seg100"
+address = "10.20.1.1/24"
+gateway = "10.20.1.254"
+pools = ["10.20.1.100-10.20.1.119"]
+
+[[segment]]
+name = "guests"
+device = "seg101"
+address = "10.20.2.1/24"
+mode = "proxy"
+
+[[blueprint]]
+role = "web"
+image = "web-server"
+boot = "iscsi"
+root = { kind = "ephemeral" }
+
+[[blueprint]]
+role = "skip"
+boot = "local"
+
+[[node]]
+name = "kitchen"
+macs = ["52:54:00:00:01:00"]
+address = "10.20.1.20"
+
+[[rule]]
+role = "web"
+mac = "52:54:00"
+
+[[rule]]
+role = "skip"
+segment = "guests"
+mac = "52:54:00"
+"#;
+
+const SERVER: (u8, &[u8]) = (54, &[10, 20, 1, 1]);
+
+fn with<'a>(base: &[(u8, &'a [u8])], more: &[(u8, &'a [u8])]) -> Vec<(u8, &'a [u8])> {
+    [base, more].concat()
+}
+
+#[test]
+fn machines_boot_from_a_file_alone() {
+    if !enter("machines_boot_from_a_file_alone") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let mut site = Site::new(dir.path(), FILE);
+    site.start();
+    let node = Client::new("node0", [0x52, 0x54, 0, 0, 7, 1]);
+    let offer = until("the segment is served", || node.dhcp(1, BIOS));
+    assert_eq!((offer.kind, offer.file.as_str()), (2, "undionly.kpxe"));
+    assert!((100..120).contains(&offer.address.octets()[3]), "{offer:?}");
+    let own = offer.address.octets();
+    let wanted = [(50, &own[..]), SERVER];
+
+    // From the ROM's REQUEST to the disk.
+    let ack = node.dhcp(3, &with(BIOS, &wanted)).expect("an acknowledgement");
+    assert_eq!((ack.kind, ack.address), (5, offer.address));
+    sh(&format!("ip addr add {}/24 dev node0", offer.address));
+    let server = Ipv4Addr::new(10, 20, 1, 1);
+    assert_eq!(client::tftp(offer.address, server, "undionly.kpxe"), b"this is undionly.kpxe");
+    let again = node.dhcp(1, IPXE).expect("an offer");
+    assert_eq!(
+        (again.address, again.file.as_str()),
+        (offer.address, "http://10.20.1.1/boot/script")
+    );
+    assert_eq!(node.dhcp(3, &with(IPXE, &wanted)).expect("an acknowledgement").kind, 5);
+    let (code, script) = client::get(server, "/boot/script");
+    assert_eq!(code, 200, "{}", String::from_utf8_lossy(&script));
+    let script = String::from_utf8(script).expect("text");
+    assert!(script.contains("iqn.2026-11.internal.croft:member.site.web.1"), "{script}");
+    let (code, kernel) = client::get(server, &format!("/image/{}/kernel", site.image));
+    assert!(code == 200 && kernel == site.kernel, "the kernel came damaged");
+    let (code, initrd) = client::get(server, "/boot/node.img");
+    assert!(
+        code == 200 && initrd.windows(7).any(|w| w == b"'web-1'"),
+        "no host name in the initrd"
+    );
+    // Everybody else's is refused: one script per machine, from its own address.
+    sh("ip addr add 10.20.1.77/24 dev node0");
+    assert_eq!(client::get_from([10, 20, 1, 77].into(), server, "/boot/script").0, 403);
+
+    // A machine that the file names has its address without any lease.
+    let kitchen = Client::new("node0", [0x52, 0x54, 0, 0, 1, 0]);
+    let offer = kitchen.dhcp(1, &[]).expect("an offer");
+    assert_eq!(offer.address, Ipv4Addr::new(10, 20, 1, 20));
+    // One that matches no rule has an address, and nothing to boot.
+    let laptop = Client::new("node0", [0x00, 0x11, 0x22, 0, 0, 1]);
+    let laptop_offer = laptop.dhcp(1, BIOS).expect("an offer");
+    assert_eq!(laptop_offer.file, "");
+    let theirs = laptop_offer.address.octets();
+    assert_eq!(laptop.dhcp(3, &[(50, &theirs), SERVER]).expect("an acknowledgement").kind, 5);
+
+    // Killed in the middle: leases and the disk's secrets are still good.
+    site.end(Signal::SIGKILL);
+    site.start();
+    let ack = until("the segment is served again", || laptop.dhcp(3, &[(50, &theirs)]));
+    assert_eq!((ack.kind, ack.address), (5, laptop_offer.address));
+    let other = Client::new("node0", [0x00, 0x11, 0x22, 0, 0, 2]);
+    assert_eq!(other.dhcp(3, &[(50, &theirs), SERVER]).expect("an answer").kind, 6);
+    let (code, after) = client::get(server, "/boot/script");
+    assert_eq!((code, String::from_utf8(after).expect("text")), (200, script));
+
+    // A faulty file changes nothing, a good one counts from the next boot.
+    site.write(&FILE.replace("10.20.1.119", "10.20.1.300"));
+    site.signal(Signal::SIGHUP);
+    until("the faulty file is refused", || site.log().contains("kept the old").then_some(()));
+    assert!(site.log().contains("segment[0].pools[0]"), "{}", site.log());
+    site.write(&FILE.replace("role = \"web\"\nmac", "role = \"skip\"\nmac").replacen(
+        "mac = \"52:54:00\"\n\n[[rule]]\nrole = \"skip\"\nsegment = \"guests\"\nmac = \"52:54:00\"",
+        "mac = \"52:54:00\"",
+        1,
+    ));
+    site.signal(Signal::SIGHUP);
+    until("the good file is taken", || site.log().contains("took the configuration").then_some(()));
+    assert!(node.dhcp(1, IPXE).is_some());
+    let (code, script) = client::get(server, "/boot/script");
+    assert_eq!((code, String::from_utf8_lossy(&script).as_ref()), (200, "#!ipxe\nexit\n"));
+    assert!(site.end(Signal::SIGTERM).success(), "bootd did not stop in order");
+}
+
+#[test]
+fn it_says_what_to_boot_beside_another_dhcp_server() {
+    if !enter("it_says_what_to_boot_beside_another_dhcp_server") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let mut site = Site::new(dir.path(), FILE);
+    site.start();
+    let node = Client::new("other0", [0x52, 0x54, 0, 0, 7, 2]);
+    let offer = until("the segment is served", || node.dhcp(1, BIOS));
+    assert_eq!((offer.kind, offer.address), (2, Ipv4Addr::UNSPECIFIED));
+    assert_eq!(offer.file, "undionly.kpxe");
+    assert!(node.dhcp(1, &[]).is_none(), "a phone was answered");
+    // The other server gave 10.20.2.50; the ROM asks the boot server's port with it.
+    sh("ip addr add 10.20.2.50/24 dev other0");
+    let ack = node.boot_server([10, 20, 2, 50].into(), [10, 20, 2, 1].into(), BIOS);
+    assert_eq!((ack.kind, ack.file.as_str()), (5, "undionly.kpxe"));
+    let server = Ipv4Addr::new(10, 20, 2, 1);
+    assert_eq!(
+        client::tftp([10, 20, 2, 50].into(), server, "undionly.kpxe"),
+        b"this is undionly.kpxe"
+    );
+    let offer = node.dhcp(1, IPXE).expect("an offer");
+    assert_eq!(offer.file, "http://10.20.2.1/boot/script");
+    let told: &[(u8, &[u8])] = &[(50, &[10, 20, 2, 50]), (54, &[10, 20, 2, 9])];
+    assert!(node.dhcp(3, &with(IPXE, told)).is_none(), "that was for the other server");
+    let (code, script) = client::get(server, "/boot/script");
+    assert_eq!((code, String::from_utf8_lossy(&script).as_ref()), (200, "#!ipxe\nexit\n"));
+    assert!(site.end(Signal::SIGTERM).success());
+}
+
+#[test]
+fn a_shared_device_is_left_as_it_is() {
+    if !enter("a_shared_device_is_left_as_it_is") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let shared =
+        FILE.replace("address = \"10.20.1.1/24\"", "address = \"10.20.1.1/24\"\nshared = true");
+    let mut site = Site::new(dir.path(), &shared);
+    site.start();
+    until("the missing address is told", || {
+        site.log().contains("is shared and has no address 10.20.1.1").then_some(())
+    });
+    sh("ip -n fabric addr add 10.20.1.9/24 dev seg100 && ip -n fabric link set seg100 up");
+    sh("ip -n fabric addr add 10.20.1.1/24 dev seg100");
+    let node = Client::new("node0", [0x52, 0x54, 0, 0, 7, 1]);
+    until("the segment is served", || node.dhcp(1, BIOS));
+    sh("ip -n fabric addr show dev seg100 | grep -q 'inet 10.20.1.9/24'");
+    sh("! ip netns exec fabric nft list table inet croft_bootd | grep -q seg100");
+    assert!(site.end(Signal::SIGTERM).success());
+    sh("ip -n fabric addr show dev seg100 | grep -q 'inet 10.20.1.1/24'");
+}
+
+#[test]
+fn used_addresses_are_found_before_they_are_given() {
+    if !enter("used_addresses_are_found_before_they_are_given") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let small = FILE.replace("10.20.1.100-10.20.1.119", "10.20.1.100-10.20.1.101");
+    let mut site = Site::new(dir.path(), &small);
+    // Somebody uses the first address of the pool and tells nobody.
+    sh("ip addr add 10.20.1.100/24 dev node0");
+    site.start();
+    until("the probe is answered", || {
+        site.events().contains("10.20.1.100 of a pool is used").then_some(())
+    });
+    for last in 1..5 {
+        let node = Client::new("node0", [0x52, 0x54, 0, 0, 7, last]);
+        let offer = until("an offer", || node.dhcp(1, BIOS));
+        assert_eq!(offer.address, Ipv4Addr::new(10, 20, 1, 101));
+    }
+    assert!(site.end(Signal::SIGTERM).success());
+}
+
+#[test]
+fn a_file_is_checked_and_explained_without_serving_it() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let site = Site::new(dir.path(), FILE);
+    let path = site.config();
+    let path = path.to_str().expect("text");
+    let (code, text) = output(&["check", path]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("alone: 2 segments, 2 blueprints, 1 nodes, 2 rules"), "{text}");
+    let ask = ["explain", "--config", path, "--mac", "52:54:00:00:09:09", "--segment"];
+    let (code, text) = output(&[&ask[..], &["lan", "--arch", "uefi"]].concat());
+    assert_eq!(code, Some(0), "{text}");
+    for part in ["mac = 52:54:00 -> web", "boots    iscsi, image web-server", "snponly.efi"] {
+        assert!(text.contains(part), "{part} is not in:\n{text}");
+    }
+    let (_, text) = output(&[&ask[..], &["guests"]].concat());
+    assert!(text.contains("mac = 52:54:00, segment = guests -> skip"), "{text}");
+    assert!(text.contains("less specific: mac = 52:54:00 -> web"), "{text}");
+    assert_eq!(output(&[&ask[..], &["moon"]].concat()).0, Some(64));
+
+    site.write(&FILE.replace("segment = \"guests\"\n", "").replace("\"iscsi\"", "\"usb\""));
+    let (code, text) = output(&["check", path]);
+    assert_eq!(code, Some(64));
+    for part in ["blueprint[0].boot", "rule[1].role: matches the same machines"] {
+        assert!(text.contains(part), "{part} is not in:\n{text}");
+    }
+    assert_eq!(output(&[]).0, Some(2), "nothing to do is a fault of the command line");
+}
