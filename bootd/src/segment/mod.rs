@@ -49,6 +49,8 @@ impl Ready {
 struct Served {
     running: Running,
     cancel: CancellationToken,
+    /// Cancelled before `cancel` when the segment is no more.
+    gone: CancellationToken,
     task: AbortHandle,
 }
 
@@ -139,7 +141,10 @@ impl Supervisor {
             .collect();
         let plan = Plan::of(&desired.segments, &links, &running);
         for name in &plan.to_stop {
-            let device = self.served.get(name).map(|served| served.running.segment.clone());
+            let device = self.served.get(name).map(|served| {
+                served.gone.cancel();
+                served.running.segment.clone()
+            });
             self.stop(name).await;
             if let Some(segment) = device.filter(|s| !desired.segments.contains_key(&s.name)) {
                 self.clear(&segment).await;
@@ -174,12 +179,14 @@ impl Supervisor {
             Ok(sockets) => sockets,
             Err(error) => return self.tell(&name, &error),
         };
-        let cancel = CancellationToken::new();
+        let (cancel, gone) = (CancellationToken::new(), CancellationToken::new());
         let servers = Arc::clone(&self.servers);
-        let task = self.tasks.spawn(servers.serve(segment.clone(), sockets, cancel.clone()));
+        let serving = servers.serve(segment.clone(), sockets, cancel.clone(), gone.clone());
+        let task = self.tasks.spawn(serving);
         tracing::info!(segment = %name, device = %segment.device, address = %segment.address, "serving");
         self.told.remove(&name);
-        self.served.insert(name, Served { running: Running { segment, link }, cancel, task });
+        let running = Running { segment, link };
+        self.served.insert(name, Served { running, cancel, gone, task });
     }
 
     /// Stops a segment's servers and waits until their sockets are closed.

@@ -28,18 +28,24 @@ pub(crate) struct Servers {
     pub target: Target,
 }
 
-/// How long connections may take to end when a segment is stopped.
+/// How long connections may take to end when bootd stops.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How long they may take when their segment goes: long enough to tell agents, and no longer. Nodes
+/// that were switched off end nothing, and meanwhile other segments wait for the supervisor.
+const PARTING: Duration = Duration::from_millis(100);
 
 type Ended = (&'static str, Result<(), Box<dyn std::error::Error + Send + Sync>>);
 
 impl Servers {
-    /// Serves a segment until `cancel`, or until one of its servers fails; returns its name.
+    /// Serves a segment until `cancel`, or until one of its servers fails; returns its name. If
+    /// `gone` is cancelled before, the segment is no more: its connections are soon cut off.
     pub(super) async fn serve(
         self: Arc<Self>,
         segment: Segment,
         sockets: Sockets,
         cancel: CancellationToken,
+        gone: CancellationToken,
     ) -> SegmentName {
         let name = segment.name;
         let mut servers = self.start(&name, sockets, &cancel);
@@ -53,8 +59,9 @@ impl Servers {
                 report(&name, ended, &cancel);
             }
         };
-        if tokio::time::timeout(GRACE, others).await.is_err() {
-            tracing::warn!(segment = %name, "some connections did not end in time, cutting them off");
+        let grace = if gone.is_cancelled() { PARTING } else { GRACE };
+        if tokio::time::timeout(grace, others).await.is_err() {
+            tracing::info!(segment = %name, "some connections did not end in time, cutting them off");
             servers.shutdown().await;
         }
         name
