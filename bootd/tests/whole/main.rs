@@ -1,17 +1,25 @@
 //! The real program, in namespaces of its own, from control's first word to a node that reboots after
 //! bootd was killed.
 
-mod namespace;
 mod node;
 mod site;
 
-use croft_proto::agent::{bootd_message, hello};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use croft_proto::agent::bootd_message;
 use croft_proto::{common, edge};
-use namespace::sh;
+use croft_test_support::agent::{self, Agent, token};
+use croft_test_support::dhcp::{ACK, BIOS, DISCOVER, IPXE, OFFER, REQUEST};
+use croft_test_support::namespace::{self, sh};
 use nix::sys::signal::Signal;
-use node::{Agent, BIOS, IPXE, agent_config, dhcp, get, mac};
+use node::{ask, get, mac, try_to_ask};
 use site::{Site, until};
 use tonic::Code;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+
+/// The node's port is in the farm's segment, another port in another farm's.
+const LINKS: &[(&str, &str)] = &[("node0", "seg100"), ("other0", "seg101")];
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("runtime")
@@ -43,8 +51,16 @@ async fn settle(site: &Site) {
     .await;
 }
 
-fn token(config: &croft_proto::AgentConfig) -> hello::Credential {
-    hello::Credential::BootToken(config.boot_token.expose().to_owned())
+/// A connection to where agents attach, on which nothing is said.
+async fn connection(dir: &Path, collector: &str) -> Channel {
+    let pem = std::fs::read(dir.join("state/collector.pem")).expect("collector.pem");
+    let tls = ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(pem))
+        .domain_name(croft_proto::COLLECTOR_SERVER_NAME);
+    let endpoint = Endpoint::from_shared(format!("https://{collector}"))
+        .and_then(|endpoint| endpoint.tls_config(tls))
+        .expect("endpoint");
+    until("agents' port answers", async || endpoint.connect().await.ok()).await
 }
 
 /// The line of a script that sets the CHAP secret.
@@ -56,7 +72,7 @@ fn password(script: &[u8]) -> String {
 
 #[test]
 fn a_node_boots_and_boots_again_after_bootd_was_killed() {
-    if !namespace::enter("a_node_boots_and_boots_again_after_bootd_was_killed") {
+    if !namespace::enter("a_node_boots_and_boots_again_after_bootd_was_killed", LINKS) {
         return;
     }
     let dir = tempfile::tempdir().expect("temporary directory");
@@ -68,16 +84,17 @@ fn a_node_boots_and_boots_again_after_bootd_was_killed() {
         assert!(lost.is_err(), "the edge let somebody in without a certificate");
 
         // Firmware and iPXE.
-        let offer = dhcp(mac(), 1, BIOS).expect("an offer");
-        assert_eq!((offer.kind, offer.address.to_string()), (2, "10.20.1.10".to_owned()));
+        let offer = ask(mac(), DISCOVER, BIOS).await;
+        assert_eq!((offer.kind, offer.address.to_string()), (OFFER, "10.20.1.10".to_owned()));
         assert_eq!((offer.file.as_str(), offer.bytes.len()), ("undionly.kpxe", 300));
         let wanted: &[(u8, &[u8])] = &[BIOS[0], BIOS[1], (50, &[10, 20, 1, 10])];
-        assert_eq!(dhcp(mac(), 3, wanted).expect("an acknowledgement").kind, 5);
+        assert_eq!(ask(mac(), REQUEST, wanted).await.kind, ACK);
         sh("ip addr add 10.20.1.10/24 dev node0");
         assert_eq!(node::tftp("undionly.kpxe"), b"this is undionly.kpxe");
-        let offer = dhcp(mac(), 1, IPXE).expect("an offer");
+        let offer = ask(mac(), DISCOVER, IPXE).await;
         assert_eq!(offer.file, "http://10.20.1.1/boot/script");
-        assert!(dhcp([0x52, 0x54, 0, 0, 9, 9], 1, BIOS).is_none(), "a stranger was answered");
+        let stranger = "52:54:00:00:09:09".parse().expect("MAC");
+        assert!(try_to_ask(stranger, DISCOVER, BIOS).await.is_none(), "a stranger was answered");
         assert_eq!(node::solicit_router(), 0);
 
         // Script, kernel, initrds.
@@ -88,11 +105,11 @@ fn a_node_boots_and_boots_again_after_bootd_was_killed() {
         assert!(code == 200 && kernel == site.kernel, "the kernel came damaged");
         let (code, initrd) = get("/boot/node.img").await;
         assert_eq!(code, 200);
-        let config = agent_config(&initrd);
+        let config = agent::config(&initrd).expect("agent.json");
         assert_eq!(node_status(&site).await.stage(), edge::Stage::Kernel);
 
         // The agent.
-        let mut agent = Agent::attach(&config, token(&config)).await.expect("let in");
+        let mut agent = Agent::attach(&config, None, token(&config)).await.expect("let in");
         assert_eq!(agent.welcome.member, "shop/web/1");
         assert_eq!(agent.welcome.nic1_address, "203.0.113.10/24");
         assert_eq!(agent.welcome.nic1_mac, "52:54:00:00:01:01");
@@ -102,7 +119,7 @@ fn a_node_boots_and_boots_again_after_bootd_was_killed() {
         let told = agent.told().await.expect("phase");
         let bootd_message::Body::PhaseOrder(order) = told else { panic!("{told:?}") };
         assert_eq!(order.phase(), common::Phase::Run);
-        agent.polled().await;
+        agent.polled().await.expect("polled");
         let seen = until("the sample arrives", async || {
             Some(node_status(&site).await).filter(|node| node.health() == common::Health::Healthy)
         })
@@ -111,14 +128,14 @@ fn a_node_boots_and_boots_again_after_bootd_was_killed() {
         assert_eq!(seen.stage(), edge::Stage::Attached);
         let frames = edge::FramesRequest { interval_ms: 200 };
         let mut frames = site.control().await.frames(frames).await.expect("frames").into_inner();
-        agent.polled().await;
+        agent.polled().await.expect("polled");
         let frame = until("a frame with a sample", async || {
             let frame = frames.message().await.expect("a stream").expect("a frame");
             (!frame.samples.is_empty() && frame.farm == "shop").then_some(frame)
         })
         .await;
         assert_eq!((frame.samples[0].member.as_str(), frame.samples[0].window), ("shop/web/1", 1));
-        let spent = Agent::attach(&config, token(&config)).await.err().expect("refused");
+        let spent = Agent::attach(&config, None, token(&config)).await.expect_err("refused");
         assert_eq!(spent.code(), Code::PermissionDenied);
         assert_eq!(get("/boot/script").await.0, 403);
 
@@ -139,18 +156,21 @@ fn a_node_boots_and_boots_again_after_bootd_was_killed() {
             (status(&site).await.segments_ready.len() == 2).then_some(())
         })
         .await;
-        let spent = Agent::attach(&config, token(&config)).await.err().expect("refused");
+        let spent = Agent::attach(&config, None, token(&config)).await.expect_err("refused");
         assert_eq!(spent.code(), Code::PermissionDenied);
-        let key = hello::Credential::SessionKey(agent.welcome.session_key.clone());
-        let mut agent = Agent::attach(&config, key).await.expect("let in again");
-        agent.polled().await;
-        assert!(dhcp(mac(), 1, BIOS).is_none(), "a running node was offered a boot");
+        let mut agent = Agent::attach(&config, None, agent.key()).await.expect("let in again");
+        agent.polled().await.expect("polled");
+        assert!(
+            try_to_ask(mac(), DISCOVER, BIOS).await.is_none(),
+            "a running node was offered a boot"
+        );
         drop(agent);
 
         // The node reboots by itself.
-        let offer = until("its agent is given up", async || dhcp(mac(), 1, BIOS)).await;
+        let offer =
+            until("its agent is given up", async || try_to_ask(mac(), DISCOVER, BIOS).await).await;
         assert_eq!(offer.file, "undionly.kpxe");
-        assert!(dhcp(mac(), 1, IPXE).is_some());
+        assert_eq!(ask(mac(), DISCOVER, IPXE).await.kind, OFFER);
         let (code, again) = get("/boot/script").await;
         assert_eq!(code, 200);
         assert_ne!(password(&script), password(&again), "the CHAP secret is the old one");
@@ -175,7 +195,10 @@ fn a_node_boots_and_boots_again_after_bootd_was_killed() {
         empty.volumes.clear();
         apply(&site, empty).await.expect("taken");
         assert_eq!(get("/boot/script").await.0, 403);
-        assert!(dhcp(mac(), 1, BIOS).is_none(), "an idle node was offered a boot");
+        assert!(
+            try_to_ask(mac(), DISCOVER, BIOS).await.is_none(),
+            "an idle node was offered a boot"
+        );
         assert_eq!(status(&site).await.volumes, []);
         assert!(site.end(Signal::SIGTERM).success(), "bootd did not stop in order");
     });
@@ -183,7 +206,7 @@ fn a_node_boots_and_boots_again_after_bootd_was_killed() {
 
 #[test]
 fn a_segment_reaches_its_own_address_of_bootd_and_no_other() {
-    if !namespace::enter("a_segment_reaches_its_own_address_of_bootd_and_no_other") {
+    if !namespace::enter("a_segment_reaches_its_own_address_of_bootd_and_no_other", LINKS) {
         return;
     }
     let dir = tempfile::tempdir().expect("temporary directory");
@@ -195,7 +218,7 @@ fn a_segment_reaches_its_own_address_of_bootd_and_no_other() {
         sh("ip route add 10.20.2.0/24 via 10.20.1.1");
         let connect = async |address: &str| {
             let connect = tokio::net::TcpStream::connect(address);
-            tokio::time::timeout(std::time::Duration::from_secs(2), connect).await
+            tokio::time::timeout(Duration::from_secs(2), connect).await
         };
         for port in [80, 3260, 7100] {
             let own = connect(&format!("10.20.1.1:{port}")).await;
@@ -224,7 +247,7 @@ fn a_segment_reaches_its_own_address_of_bootd_and_no_other() {
 
 #[test]
 fn segments_come_and_go_with_the_desired_state() {
-    if !namespace::enter("segments_come_and_go_with_the_desired_state") {
+    if !namespace::enter("segments_come_and_go_with_the_desired_state", LINKS) {
         return;
     }
     let dir = tempfile::tempdir().expect("temporary directory");
@@ -238,10 +261,17 @@ fn segments_come_and_go_with_the_desired_state() {
             })
             .await;
         };
+        // A node that loses its power ends nothing, and must not keep its segment from going.
+        sh("ip addr add 10.20.2.8/24 dev other0");
+        let lost = connection(dir.path(), "10.20.2.1:7100").await;
+        sh("ip addr del 10.20.2.8/24 dev other0");
         let mut state = site.state(2);
         state.segments.remove(1);
+        let told = Instant::now();
         apply(&site, state).await.expect("taken");
         ready(&["shop"]).await;
+        assert!(told.elapsed() < Duration::from_secs(4), "it took {:?}", told.elapsed());
+        drop(lost);
         sh("! ip -n fabric addr show dev seg101 | grep -q 'inet '");
         // A device that is made anew has another number: its sockets are made anew, too.
         sh("ip link del other0");

@@ -1,14 +1,12 @@
 //! One bootd with its certificates, images and state, and control's side of the edge.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use croft_proto::edge::edge_client::EdgeClient;
-use croft_proto::{
-    BlobHash, Generation, ImageFile, ImageKind, ImageVersion, Manifest, common, edge,
-};
+use croft_proto::{Generation, ImageVersion, common, edge};
+use croft_test_support::images;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
@@ -56,7 +54,7 @@ impl Site {
             put(&format!("ipxe/{program}"), &format!("this is {program}"));
         }
         let kernel: Vec<u8> = (0..3_000_000_u32).map(|i| (i % 253) as u8).collect();
-        let image = image(dir, &kernel);
+        let image = images::add(&dir.join("images"), "web-server", Some(&kernel));
         Self { dir: dir.to_owned(), ca: ca.pem(), control, kernel, image, bootd: None }
     }
 
@@ -173,30 +171,6 @@ impl Drop for Site {
             assert!(killed.is_ok() || std::thread::panicking(), "bootd could not be killed");
         }
     }
-}
-
-/// An image store with one system image.
-fn image(dir: &Path, kernel: &[u8]) -> ImageVersion {
-    let store = dir.join("images");
-    for part in ["blobs", "manifests", "names"] {
-        std::fs::create_dir_all(store.join(part)).expect("made");
-    }
-    let disk = vec![7; 1 << 20];
-    let mut files = BTreeMap::new();
-    for (name, bytes) in [("disk", &disk[..]), ("initrd", b"initrd"), ("kernel", kernel)] {
-        let blob = BlobHash::of(bytes);
-        std::fs::write(store.join("blobs").join(blob.to_string()), bytes).expect("written");
-        let chunks = if name == "disk" { vec![blob] } else { Vec::new() };
-        files.insert(name.to_owned(), ImageFile { size: bytes.len() as u64, blob, chunks });
-    }
-    let name = "web-server".parse().expect("name");
-    let kernel_args = "console=ttyS0,115200".to_owned();
-    let manifest = Manifest { format: 1, name, kind: ImageKind::System, files, kernel_args };
-    let version = manifest.version();
-    let path = store.join("manifests").join(format!("{version}.json"));
-    std::fs::write(path, manifest.to_bytes()).expect("written");
-    std::fs::write(store.join("names/web-server"), format!("{version}\n")).expect("written");
-    version
 }
 
 /// Asks until there is an answer; fails after half a minute.

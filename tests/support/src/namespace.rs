@@ -1,12 +1,11 @@
 //! Runs a test as root of namespaces of its own: it may bind low ports and make devices, and nothing
 //! of it is left when it ends.
 //!
-//! The test process is the node and control; `fabric` is bootd's host.
+//! The test process is the nodes and control; the network namespace `fabric` is bootd's host. A veth
+//! pair joins both for each link that the test names; control's is always there:
 //!
 //! ```text
 //!   ctl0 10.255.0.1  ──veth──  ctl1 10.255.0.2   (fabric)
-//!   node0            ──veth──  seg100            (fabric)
-//!   other0           ──veth──  seg101            (fabric)
 //! ```
 
 use std::process::Command;
@@ -14,9 +13,13 @@ use std::process::Command;
 const INSIDE: &str = "CROFT_TEST_INSIDE";
 
 /// True inside; outside it runs the test `name` inside, asserts that it passed, and returns false.
-pub fn enter(name: &str) -> bool {
+/// `links` are the test's end and bootd's end of each veth pair.
+///
+/// # Panics
+/// The namespaces cannot be had, or the test failed in them.
+pub fn enter(name: &str, links: &[(&str, &str)]) -> bool {
     if std::env::var_os(INSIDE).is_some() {
-        build();
+        build(links);
         return true;
     }
     let test = std::env::current_exe().expect("the test's own path");
@@ -42,12 +45,12 @@ pub fn enter(name: &str) -> bool {
     false
 }
 
-fn build() {
+fn build(links: &[(&str, &str)]) {
     sh("mount -t tmpfs tmpfs /run");
     sh("ip netns add fabric");
     sh("ip link set lo up");
     sh("ip -n fabric link set lo up");
-    for (ours, theirs) in [("ctl0", "ctl1"), ("node0", "seg100"), ("other0", "seg101")] {
+    for (ours, theirs) in links.iter().chain(&[("ctl0", "ctl1")]) {
         sh(&format!("ip link add {ours} type veth peer name {theirs} netns fabric"));
         sh(&format!("ip link set {ours} up"));
     }
@@ -57,7 +60,11 @@ fn build() {
 }
 
 /// Runs a command; it must succeed.
+///
+/// # Panics
+/// It does not.
 pub fn sh(command: &str) {
-    let status = Command::new("sh").args(["-c", command]).status().expect("sh runs");
-    assert!(status.success(), "{command}");
+    let output = Command::new("sh").args(["-c", command]).output().expect("sh runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command}: {}: {said}", output.status);
 }
