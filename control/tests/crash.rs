@@ -1,18 +1,17 @@
 //! kill -9 of control after every stored step of claim, replace and release, against fakes behind
 //! the real protocols: the same end state, every time.
 //!
-//! Every transition is stored together with an event, so the store itself says when the k-th one
-//! has happened; the program needs no hooks for this.
+//! The kill points are control's stored events (see `fakes::spy`). The boot server is a fake that
+//! checks every desired state that it is given; `kills` does the same with the real one.
 
 mod fakes;
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fakes::control::Control;
+use fakes::spy::{Reached, Spy, follow};
 use fakes::{Rack, eventually};
-use rusqlite::{Connection, OpenFlags};
 
 const BLUEPRINTS: &str = include_str!("../../images/examples/blueprints.toml");
 
@@ -40,61 +39,6 @@ const MEMBERS: u32 = 2;
 
 /// More steps than any of the three ways has.
 const MOST: u64 = 60;
-
-/// The store, read beside the running program.
-struct Spy {
-    connection: Connection,
-}
-
-impl Spy {
-    fn new(dir: &Path) -> Self {
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY;
-        let connection = Connection::open_with_flags(dir.join("control.db"), flags).expect("opens");
-        connection.busy_timeout(Duration::from_secs(5)).expect("set");
-        Self { connection }
-    }
-
-    /// Number of the newest stored event.
-    fn newest(&self) -> u64 {
-        let key: Option<String> = self
-            .connection
-            .query_row("SELECT max(key) FROM kv WHERE key GLOB 'event/*'", [], |row| row.get(0))
-            .expect("read");
-        key.map_or(0, |key| key["event/".len()..].parse().expect("a number"))
-    }
-}
-
-/// How far a way was followed before the program was killed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reached {
-    /// The k-th event was stored.
-    Step,
-    /// The end came first: there is no k-th event.
-    End,
-}
-
-/// Watches until the k-th event after `start` is stored or the way has ended.
-async fn follow<F>(spy: &Spy, start: u64, k: u64, mut is_over: impl FnMut() -> F) -> Reached
-where
-    F: Future<Output = bool>,
-{
-    let end = Instant::now() + Duration::from_secs(60);
-    let mut looked = Instant::now();
-    loop {
-        if spy.newest() >= start + k {
-            return Reached::Step;
-        }
-        if looked.elapsed() > Duration::from_millis(200) {
-            // Once more after the end: its events may have come in between.
-            if is_over().await {
-                return if spy.newest() >= start + k { Reached::Step } else { Reached::End };
-            }
-            looked = Instant::now();
-        }
-        assert!(Instant::now() < end, "step {k} neither came nor did the way end");
-        tokio::time::sleep(Duration::from_micros(300)).await;
-    }
-}
 
 async fn is_ready(control: &Control) -> bool {
     let Ok(farm) = control.farm("shop").await else { return false };
@@ -161,7 +105,7 @@ async fn killed_after_every_step_of_a_claim() {
     for k in 1..MOST {
         let (start, before) = (spy.newest(), boots(&rack));
         control.apply_farm(FARM).await.expect("applied");
-        let reached = follow(&spy, start, k, || is_ready(&control)).await;
+        let reached = follow(|| spy.since(start), k, || is_ready(&control)).await;
         control = restart(&rack, control).await;
         control.ready("shop", MEMBERS).await;
         assert_eq!(served(&rack, &control).await, expected, "killed after step {k}");
@@ -185,7 +129,7 @@ async fn killed_after_every_step_of_a_release() {
         control.ready("shop", MEMBERS).await;
         let start = spy.newest();
         control.delete_farm("shop").await.expect("marked");
-        let reached = follow(&spy, start, k, || is_gone(&control)).await;
+        let reached = follow(|| spy.since(start), k, || is_gone(&control)).await;
         control = restart(&rack, control).await;
         control.gone("shop").await;
         rack.assert_all_idle();
@@ -217,7 +161,7 @@ async fn killed_after_every_step_of_a_replacement() {
                 && nodes.iter().any(serves)
                 && nodes.iter().all(|n| n.state == "Idle" || n.state == "InService")
         };
-        let reached = follow(&spy, start, k, is_over).await;
+        let reached = follow(|| spy.since(start), k, is_over).await;
         control = restart(&rack, control).await;
         eventually("the member is served by another node", Duration::from_secs(60), || async {
             let nodes = control.nodes().await;
@@ -250,7 +194,7 @@ async fn killed_again_and_again_it_still_arrives() {
     let mut kills = 0;
     loop {
         let start = spy.newest();
-        if follow(&spy, start, 1, || is_ready(&control)).await == Reached::End {
+        if follow(|| spy.since(start), 1, || is_ready(&control)).await == Reached::End {
             break;
         }
         control = restart(&rack, control).await;

@@ -5,16 +5,17 @@ mod fakes;
 use std::time::{Duration, Instant};
 
 use fakes::control::{Control, with_token};
-use fakes::{EXTERNAL_VLAN, Rack, eventually};
+use fakes::{EXTERNAL_VLAN, PATIENCE, Rack, eventually};
 use tonic::Code;
 
 const BLUEPRINTS: &str = include_str!("../../images/examples/blueprints.toml");
 const SHOP: &str = include_str!("../../images/examples/shop.toml");
 const BANK: &str = include_str!("../../images/examples/bank.toml");
 
-/// Policy for tests: failures count at once.
+/// Policy for tests: failures count at once. Deadlines are long, for on a busy machine a sound node
+/// misses a short one; a test that waits for one to be missed sets its own.
 const POLICY: &str = "[policy]\nquarantine_s = 1\nagent_silence_s = 3\nbootd_settle_s = 0\n\
-                      [deadlines]\nbooting = 3\nsoft_power_off = 2\npowering_off = 5\nfencing = 2\n";
+                      [deadlines]\nsoft_power_off = 5\n";
 
 /// The shop with short windows.
 fn quick_shop() -> String {
@@ -24,9 +25,15 @@ fn quick_shop() -> String {
 }
 
 async fn start(nodes: usize) -> (Rack, Control) {
+    start_with(nodes, "").await
+}
+
+/// With more deadlines than the policy has.
+async fn start_with(nodes: usize, deadlines: &str) -> (Rack, Control) {
     let rack = Rack::start(nodes).await;
     let control = Control::start(rack.path()).await;
-    assert!(control.apply_grid(&rack.grid(POLICY)).await.expect("applied").changed);
+    let grid = rack.grid(&format!("{POLICY}{deadlines}"));
+    assert!(control.apply_grid(&grid).await.expect("applied").changed);
     assert!(control.apply_blueprints(BLUEPRINTS).await.expect("applied").changed);
     (rack, control)
 }
@@ -63,7 +70,7 @@ async fn a_farm_boots_grows_shrinks_and_goes() {
     // The load stops; whoever leaves holds a connection for a while and is waited for.
     rack.state.lock().work.clear();
     rack.state.lock().connections.insert("shop/web/3".to_owned(), 1);
-    eventually("a member drains", Duration::from_secs(30), || async {
+    eventually("a member drains", PATIENCE, || async {
         let draining = control.nodes().await.into_iter().find(|n| n.state == "Draining");
         draining.map(|_| ()).ok_or("nobody".to_owned())
     })
@@ -89,32 +96,33 @@ async fn a_farm_boots_grows_shrinks_and_goes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_fails_is_fenced_and_replaced() {
-    let (rack, control) = start(6).await;
+    let (rack, control) = start_with(6, "booting = 6\n").await;
     control.apply_farm(SHOP).await.expect("applied");
     control.ready("shop", 3).await;
     let serving = |nodes: &[croft_proto::api::Node], member: &str| {
         nodes.iter().find(|n| n.member == member).map(|n| n.name.clone())
     };
 
-    // Power lost: seen by the BMC, replaced within moments.
+    // Power lost: seen by the BMC, not by the silence that follows.
     let victim = serving(&control.nodes().await, "shop/web/1").expect("served");
     let address = control.farm("shop").await.expect("there").tiers[1].members[0].address.clone();
-    let cut = Instant::now();
     rack.state.lock().power_off(&victim);
-    eventually("another node serves shop/web/1", Duration::from_secs(20), || async {
+    eventually("another node serves shop/web/1", PATIENCE, || async {
         let farm = control.farm("shop").await.map_err(|e| e.to_string())?;
         let member = &farm.tiers[1].members[0];
         let moved = member.node != victim && member.state == "InService";
         if moved { Ok(()) } else { Err(format!("{member:?}")) }
     })
     .await;
-    assert!(cut.elapsed() < Duration::from_secs(10));
+    let events = control.events(0).await;
+    let put_away = events.iter().find(|e| e.node == victim && e.text.contains("→ Quarantined"));
+    assert!(put_away.is_some_and(|e| e.text.contains("its power is off")), "{put_away:?}");
     assert_eq!(control.farm("shop").await.expect("there").tiers[1].members[0].address, address);
 
     // Silence with the power on: fenced before it is replaced.
     let mute = serving(&control.nodes().await, "shop/web/2").expect("served");
     rack.state.lock().machines.get_mut(&mute).expect("there").silent_since = Some(Instant::now());
-    eventually("another node serves shop/web/2", Duration::from_secs(30), || async {
+    eventually("another node serves shop/web/2", PATIENCE, || async {
         let farm = control.farm("shop").await.map_err(|e| e.to_string())?;
         let member = &farm.tiers[1].members[1];
         let moved = member.node != mute && member.state == "InService";
@@ -130,9 +138,9 @@ async fn what_fails_is_fenced_and_replaced() {
     }
     let victim = serving(&control.nodes().await, "shop/web/1").expect("served");
     rack.state.lock().power_off(&victim);
-    eventually("a node fails to boot", Duration::from_secs(30), || async {
+    eventually("a node fails to boot", PATIENCE, || async {
         let events = control.events(0).await;
-        let found = events.iter().any(|e| e.text.contains("Booting took longer than 3 s"));
+        let found = events.iter().any(|e| e.text.contains("Booting took longer than 6 s"));
         if found { Ok(()) } else { Err("no event".to_owned()) }
     })
     .await;
@@ -148,7 +156,7 @@ async fn what_fails_is_fenced_and_replaced() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_nobody_can_reach_keeps_its_address() {
-    let (rack, control) = start(4).await;
+    let (rack, control) = start_with(4, "fencing = 2\n").await;
     control.apply_farm(BANK).await.expect("applied");
     control.ready("bank", 1).await;
     let before = control.farm("bank").await.expect("there").tiers[0].members[0].clone();
@@ -159,7 +167,7 @@ async fn a_node_that_nobody_can_reach_keeps_its_address() {
         machine.bmc_dead = true;
         state.switch_dead = true;
     }
-    eventually("the alarm", Duration::from_secs(30), || async {
+    eventually("the alarm", PATIENCE, || async {
         let events = control.events(0).await;
         let alarm = events.iter().any(|e| e.kind == "fence-alarm" && e.node == before.node);
         if alarm { Ok(()) } else { Err("no alarm".to_owned()) }
@@ -290,7 +298,7 @@ async fn the_boot_servers_events_become_ours_once() {
             .filter(|e| e.text.ends_with(" 1") || e.text.ends_with(" 2"))
             .collect::<Vec<_>>()
     };
-    eventually("both are there", Duration::from_secs(20), || async {
+    eventually("both are there", PATIENCE, || async {
         let merged = merged().await;
         if merged.len() == 2 { Ok(()) } else { Err(format!("{merged:?}")) }
     })
@@ -299,7 +307,7 @@ async fn the_boot_servers_events_become_ours_once() {
     control.kill().await;
     let control = Control::start(rack.path()).await;
     rack.state.lock().events.push(event(3, "attached"));
-    eventually("the third is there", Duration::from_secs(20), || async {
+    eventually("the third is there", PATIENCE, || async {
         let events = control.events(0).await;
         let kinds: Vec<_> =
             events.iter().filter(|e| e.node == "n1" && e.text.contains(' ')).collect();
@@ -328,7 +336,7 @@ async fn nothing_is_fenced_because_the_boot_server_is_away() {
     }
     // It is back, and hears nobody: that many cannot all have failed.
     rack.state.lock().edge_dead = false;
-    eventually("healing stops", Duration::from_secs(20), || async {
+    eventually("healing stops", PATIENCE, || async {
         let stopped = control.events(0).await.iter().any(|e| e.kind == "healing-stopped");
         if stopped { Ok(()) } else { Err("no event".to_owned()) }
     })
@@ -355,7 +363,7 @@ async fn what_others_change_is_put_right() {
         state.ports.get_mut(&format!("{idle}p0")).expect("there").tag = Some(100);
         state.machines.get_mut(&idle).expect("there").on_since = Some(Instant::now());
     }
-    eventually("ports and power are right", Duration::from_secs(20), || async {
+    eventually("ports and power are right", PATIENCE, || async {
         let state = rack.state.lock();
         let tags = [format!("{serving}p1"), format!("{idle}p0")].map(|port| state.tag(&port));
         let is_on = state.machines[&idle].on_since.is_some();
@@ -393,15 +401,11 @@ async fn a_store_older_than_what_was_sent_gets_a_new_epoch() {
         }
     }
     let control = Control::start(rack.path()).await;
-    eventually(
-        "the epoch rises and the rack is what the backup says",
-        Duration::from_secs(20),
-        || async {
-            let held = rack.state.lock().generation();
-            let on = rack.state.lock().machines.values().filter(|m| m.on_since.is_some()).count();
-            if held.epoch > 0 && on == 0 { Ok(()) } else { Err(format!("{held} {on}")) }
-        },
-    )
+    eventually("the epoch rises and the rack is what the backup says", PATIENCE, || async {
+        let held = rack.state.lock().generation();
+        let on = rack.state.lock().machines.values().filter(|m| m.on_since.is_some()).count();
+        if held.epoch > 0 && on == 0 { Ok(()) } else { Err(format!("{held} {on}")) }
+    })
     .await;
     control.all_idle().await;
     rack.assert_all_idle();

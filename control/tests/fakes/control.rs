@@ -4,7 +4,7 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use croft_proto::api;
 use croft_proto::api::control_client::ControlClient;
@@ -12,7 +12,7 @@ use tokio::process::{Child, Command};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Request, Status};
 
-use super::eventually;
+use super::{PATIENCE, eventually};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_croft-control");
 
@@ -42,33 +42,48 @@ fn free_address() -> SocketAddr {
     listener.local_addr().expect("bound")
 }
 
+fn spawn(dir: &Path) -> (Child, SocketAddr) {
+    let listen = free_address();
+    let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("control.log"));
+    let child = Command::new(PROGRAM)
+        .args(["run", "--tick-ms", "20", "--status-ms", "20", "--frames-ms", "100"])
+        .args(["--power-ms", "50", "--audit-ms", "200"])
+        .args(["--listen", &listen.to_string(), "--dir"])
+        .arg(dir)
+        .stdout(Stdio::null())
+        .stderr(log.expect("log"))
+        .kill_on_drop(true)
+        .spawn();
+    (child.expect("starts"), listen)
+}
+
 impl Control {
     /// Starts it with short intervals and waits until it answers.
     pub async fn start(dir: &Path) -> Self {
-        let listen = free_address();
-        let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("control.log"));
-        let child = Command::new(PROGRAM)
-            .args(["run", "--tick-ms", "20", "--status-ms", "20", "--frames-ms", "100"])
-            .args(["--power-ms", "50", "--audit-ms", "200"])
-            .args(["--listen", &listen.to_string(), "--dir"])
-            .arg(dir)
-            .stdout(Stdio::null())
-            .stderr(log.expect("log"))
-            .kill_on_drop(true)
-            .spawn()
-            .expect("starts");
         let profile = fs::read_to_string(dir.join("operator.toml")).expect("profile");
         let token = profile.split("token = \"").nth(1).and_then(|rest| rest.split('"').next());
-        let ca = fs::read(dir.join("ca.pem")).expect("ca.pem");
         let token = token.expect("a token").to_owned();
-        let control = Self { child, listen, ca, token };
-        eventually("control answers", Duration::from_secs(30), || async {
-            let reply =
-                control.api().await?.list_farms(control.ask(api::ListFarmsRequest {})).await;
-            reply.map(|_| ()).map_err(|e| e.to_string())
-        })
-        .await;
-        control
+        let ca = fs::read(dir.join("ca.pem")).expect("ca.pem");
+        let (child, listen) = spawn(dir);
+        let mut control = Self { child, listen, ca, token };
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let fault = match control.greet().await {
+                Ok(()) => return control,
+                Err(fault) => fault,
+            };
+            assert!(Instant::now() < end, "control does not answer: {fault}");
+            if control.child.try_wait().expect("waited").is_some() {
+                // Somebody was given the same free port.
+                (control.child, control.listen) = spawn(dir);
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn greet(&self) -> Result<(), String> {
+        let reply = self.api().await?.list_farms(self.ask(api::ListFarmsRequest {})).await;
+        reply.map(drop).map_err(|status| status.to_string())
     }
 
     /// kill -9.
@@ -159,7 +174,7 @@ impl Control {
     /// Waits until a farm is ready and has this many members in service.
     pub async fn ready(&self, farm: &str, members: u32) {
         let what = format!("farm {farm} has {members} members in service");
-        eventually(&what, Duration::from_secs(60), || async {
+        eventually(&what, PATIENCE, || async {
             let farm = self.farm(farm).await.map_err(|e| e.to_string())?;
             let serving: u32 = farm.tiers.iter().map(|tier| tier.in_service).sum();
             if farm.state == "ready" && serving == members {
@@ -173,7 +188,7 @@ impl Control {
 
     /// Waits until a farm is gone and every node is idle.
     pub async fn gone(&self, farm: &str) {
-        eventually(&format!("farm {farm} is gone"), Duration::from_secs(60), || async {
+        eventually(&format!("farm {farm} is gone"), PATIENCE, || async {
             match self.farm(farm).await {
                 Err(status) if status.code() == tonic::Code::NotFound => Ok(()),
                 other => Err(format!("{other:?}")),
@@ -184,7 +199,7 @@ impl Control {
     }
 
     pub async fn all_idle(&self) {
-        eventually("all nodes are idle", Duration::from_secs(60), || async {
+        eventually("all nodes are idle", PATIENCE, || async {
             let nodes = self.nodes().await;
             let busy: Vec<_> =
                 nodes.iter().filter(|n| n.state != "Idle").map(|n| (&n.name, &n.state)).collect();

@@ -2,12 +2,16 @@
 //! edge, which together act like the machines that they stand for. A node that is powered on in
 //! its segment with an assignment attaches after a moment and is healthy; one that is told to
 //! power off does so. What must never be seen is noted as a violation.
+//!
+//! A test with a real boot server starts the switch and the BMCs alone, and acts for the machines
+//! itself.
 
 #![allow(dead_code, reason = "every test uses a part of it")]
 
 pub mod bmc;
 pub mod control;
 pub mod edge;
+pub mod spy;
 pub mod switch;
 
 use std::collections::BTreeMap;
@@ -19,6 +23,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use croft_proto::{Generation, edge as proto};
+
+/// How long a test waits for what must come: long, for it costs nothing while it does come, and
+/// machines that run tests are busy.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// From power-on to the agent's attachment.
 pub const BOOT_TIME: Duration = Duration::from_millis(100);
@@ -48,6 +56,15 @@ pub struct Machine {
     pub overrides: u32,
 }
 
+/// The boot server's part of a rack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Bootd {
+    /// Faked, the machines with it.
+    Fake,
+    /// Somebody runs a real one with its edge there.
+    Real(SocketAddr),
+}
+
 /// A switch port.
 #[derive(Debug, Clone)]
 pub struct Port {
@@ -75,6 +92,8 @@ pub struct State {
     /// Connections that balancers hold to a member.
     pub connections: BTreeMap<String, u32>,
     pub violations: Vec<String>,
+    /// The machines are acted for by the test.
+    pub real_bootd: bool,
 }
 
 /// Shared, locked for moments only.
@@ -145,8 +164,7 @@ impl State {
     }
 
     pub fn power_on(&mut self, node: &str) {
-        let ready = self.assignment(node).is_some();
-        if !ready {
+        if !self.real_bootd && self.assignment(node).is_none() {
             self.violation(format!("{node} was powered on without an assignment"));
         }
         if matches!(self.tag(&format!("{node}p0")), None | Some(IDLE_VLAN | DEAD_VLAN)) {
@@ -185,6 +203,11 @@ pub const PASSWORD: &str = "correct-horse";
 impl Rack {
     /// Starts a rack of `n1`, `n2`… The certificates come from `croft-control init`.
     pub async fn start(nodes: usize) -> Self {
+        Self::with(nodes, Bootd::Fake).await
+    }
+
+    /// Starts a rack of `n1`, `n2`… with this boot server.
+    pub async fn with(nodes: usize, bootd: Bootd) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         control::init(dir.path()).await;
         let mut file = fs::OpenOptions::new();
@@ -217,11 +240,15 @@ impl Rack {
             work: BTreeMap::new(),
             connections: BTreeMap::new(),
             violations: Vec::new(),
+            real_bootd: bootd != Bootd::Fake,
         })));
         let mut tasks = tokio::task::JoinSet::new();
         let switch = switch::start(&mut tasks, state.clone()).await;
         let bmcs = bmc::start(&mut tasks, state.clone()).await;
-        let edge = edge::start(&mut tasks, state.clone(), dir.path()).await;
+        let edge = match bootd {
+            Bootd::Fake => edge::start(&mut tasks, state.clone(), dir.path()).await,
+            Bootd::Real(address) => address,
+        };
         Self { state, dir, switch, bmcs, edge, tasks }
     }
 
@@ -305,14 +332,20 @@ password_file = "{}"
 
     /// Everything off, in the idle segment, without assignment or volume.
     pub fn assert_all_idle(&self) {
+        self.assert_all_off();
+        let state = self.state.lock();
+        let desired = state.desired.as_ref().expect("told");
+        assert!(desired.assignments.is_empty() && desired.volumes.is_empty());
+    }
+
+    /// Everything off and in the idle segment.
+    pub fn assert_all_off(&self) {
         let state = self.state.lock();
         for (name, machine) in &state.machines {
             assert!(machine.on_since.is_none(), "{name} is on");
             assert_eq!(state.tag(&format!("{name}p0")), Some(IDLE_VLAN), "{name}");
             assert_eq!(state.tag(&format!("{name}p1")), Some(DEAD_VLAN), "{name}");
         }
-        let desired = state.desired.as_ref().expect("told");
-        assert!(desired.assignments.is_empty() && desired.volumes.is_empty());
     }
 }
 
