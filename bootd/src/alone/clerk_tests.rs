@@ -38,6 +38,8 @@ impl Sessions for NoSessions {
     fn open_sessions(&self) -> Vec<OpenSession> {
         Vec::new()
     }
+
+    fn forget_reservations(&self, _: &croft_proto::VolumeId) {}
 }
 
 struct Bench {

@@ -27,6 +27,7 @@ fn desk(dir: &Path) -> Desk {
     desired.apply(&state).expect("good");
     let (events, _) = Events::channel(1);
     Desk::new(DeskParts {
+        alone: false,
         desired,
         records: Arc::new(Records::open(dir).expect("records")),
         presence: Arc::new(Presence::new()),
