@@ -12,13 +12,14 @@ E2E := $(BIN)/croft-e2e
 export CROFT_BIN_DIR := $(BIN)
 export CROFT_IMAGE_DIR := $(IMAGES)
 
-.PHONY: help run shell demo test lint bench bench-boot packages build images clean conformance bench-iscsi
+.PHONY: help run shell demo test lint bench bench-boot packages build images clean conformance bench-iscsi soak
 
 help:
 	@echo "make run    a virtual rack with a farm in it, until Ctrl-C"
 	@echo "make shell  a shell in that rack, from another terminal: croft node ls, croft explain shop/web"
 	@echo "make demo   the whole path, unattended: boot, load, grow, shrink, replace"
 	@echo "make test   every test"
+	@echo "make soak   ten thousand crashes of a volume store (CROFT_CRASH_SEEDS=N for another number)"
 	@echo "make conformance  libiscsi's conformance suite against bootd's iSCSI target"
 	@echo "make bench  every benchmark against its peers; one by one: bench-boot, bench-iscsi"
 	@echo "            (ROWS='a b' for rows whose names hold a or b, PAIRS=n for n pairs of each)"
@@ -58,6 +59,11 @@ test: images lint
 # Ends each volume with a line CONFORMANCE; part of `make test`, too.
 conformance: packages
 	cargo test --release --workspace --test conformance -- --nocapture
+
+# The crash test of volumes with many more seeds than the tests run.
+soak: export CROFT_CRASH_SEEDS ?= 10000
+soak:
+	cargo test --release --workspace --lib -- --nocapture no_crash_loses_what_was_promised
 
 bench: bench-iscsi bench-boot
 

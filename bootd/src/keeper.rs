@@ -126,7 +126,7 @@ impl Keeper {
         let desired = self.desired.now();
         let mut outcomes = BTreeMap::new();
         for volume in desired.volumes.values() {
-            let outcome = self.volumes.ensure(&spec(volume)).map_err(|error| explain(&error));
+            let outcome = self.make(&spec(volume)).map_err(|error| explain(&error));
             outcomes.insert(volume.id.clone(), outcome);
         }
         let busy: BTreeSet<NodeName> =
@@ -192,10 +192,20 @@ impl Keeper {
         })
     }
 
+    /// Makes a volume, or makes it longer. One that is longer than wanted stays: nothing shrinks.
+    fn make(&self, spec: &VolumeSpec) -> Result<(), VolumeError> {
+        match self.volumes.ensure(spec) {
+            Err(VolumeError::Conflict { what: "size", .. }) => {
+                self.volumes.grow(&spec.id, spec.size_bytes)
+            }
+            made => made,
+        }
+    }
+
     /// An ephemeral volume as its image is; also if it lies over another image so far.
     fn renew(&self, volume: &Volume) -> Result<(), VolumeError> {
         let spec = spec(volume);
-        match self.volumes.ensure(&spec) {
+        match self.make(&spec) {
             Ok(()) => {
                 self.sessions.forget_reservations(&spec.id);
                 self.volumes.reset(&spec.id)
@@ -209,10 +219,11 @@ impl Keeper {
         }
     }
 
-    /// Deletes volumes that are not wanted. A session sees only volumes of a present assignment,
+    /// Deletes volumes that are not wanted, but no clones: those go when they are told to. A session sees only volumes of a present assignment,
     /// which are wanted: what is left may at most be open in one that is about to end.
     fn delete_unwanted(&self, desired: &Desired, busy: &BTreeSet<NodeName>) -> bool {
-        let unwanted = self.volumes.list().into_iter().map(|info| info.spec.id);
+        let made = self.volumes.list().into_iter().filter(|info| !info.is_clone);
+        let unwanted = made.map(|info| info.spec.id);
         let unwanted: Vec<_> = unwanted.filter(|id| !desired.volumes.contains_key(id)).collect();
         if unwanted.is_empty() {
             return true;
@@ -242,7 +253,8 @@ fn spec(volume: &Volume) -> VolumeSpec {
         VolumeUse::Shared => VolumeKind::SharedReadOnly,
     };
     let image = Some(volume.image);
-    VolumeSpec { id: volume.id.clone(), kind, image, size_bytes: volume.size_bytes }
+    let farm = Some(volume.zone.clone());
+    VolumeSpec { id: volume.id.clone(), kind, image, size_bytes: volume.size_bytes, farm }
 }
 
 /// An error with its causes, in one line.

@@ -238,3 +238,44 @@ fn volumes_go_when_nobody_wants_them_and_no_session_is_about_to_end() {
     assert!(bench.keeper.settle());
     assert_eq!(bench.keeper.volumes.list().len(), 0);
 }
+
+#[test]
+fn a_volume_grows_when_a_larger_one_is_wanted_and_never_shrinks() {
+    let dir = dir();
+    let version = image(dir.path(), 7);
+    let bench = start(dir.path());
+    bench.apply(1, version, |_| {});
+    bench.open(1);
+    bench.keeper.settle();
+    bench.write(9);
+    let volume = bench.keeper.volumes.get(&root()).expect("a volume");
+    for (counter, size, expected) in [(2, 4 << 20, 4 << 20), (3, 2 << 20, 4 << 20)] {
+        bench.apply(counter, version, |state| state.volumes[0].size_bytes = size);
+        bench.keeper.settle();
+        assert_eq!(bench.keeper.outcome(&root()), Ok(()));
+        assert_eq!(volume.size_bytes(), expected, "the open volume has it at once");
+        assert_eq!(bench.first_byte(), 9);
+    }
+}
+
+#[test]
+fn a_clone_stays_though_nobody_wants_it() {
+    let dir = dir();
+    let version = image(dir.path(), 7);
+    let bench = start(dir.path());
+    bench.apply(1, version, |_| {});
+    bench.keeper.settle();
+    let volumes = &bench.keeper.volumes;
+    let snapshot: crate::volume::SnapshotName = "s".parse().expect("name");
+    volumes.snapshot(&root(), &snapshot).expect("snapshot");
+    let (id, source): (VolumeId, _) = ("copy".parse().expect("name"), root());
+    let spec = crate::volume::CloneSpec { id: id.clone(), source, snapshot, farm: None };
+    volumes.clone_snapshot(&spec).expect("cloned");
+    bench.apply(2, version, |state| {
+        state.assignments.clear();
+        state.volumes.clear();
+    });
+    assert!(bench.keeper.settle());
+    let left: Vec<_> = volumes.list().into_iter().map(|info| info.spec.id).collect();
+    assert_eq!(left, [id]);
+}

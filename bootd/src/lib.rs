@@ -7,8 +7,9 @@
 //! from the rules of its own configuration file and the machines that ask ([`alone`]).
 //!
 //! Tasks, all owned by [`run`]: the door for control ([`edge`]), a supervisor that starts one set of
-//! servers per segment ([`segment`]), a keeper that makes volumes and zones follow ([`keeper`]), and
-//! the writer of the event journal ([`events`]). A node's question goes from its socket through a
+//! servers per segment ([`segment`]), a keeper that makes volumes and zones follow ([`keeper`]), a
+//! scrub that compares images with their manifests ([`scrub`]), and the writer of the event journal
+//! ([`events`]). A node's question goes from its socket through a
 //! codec to the desk ([`boot`]), whose judgement is in pure functions, and back, in one task.
 //!
 //! It never decides what a node should be, never writes to a switch or a BMC, and accepts no
@@ -30,18 +31,24 @@ mod iscsi;
 mod keeper;
 mod reload;
 mod run;
+mod scrub;
 mod scsi;
 mod segment;
+mod storage_policy;
 mod target_cli;
 mod tftp;
 mod volume;
+mod volume_cli;
 mod zone;
 
 #[cfg(test)]
 mod test_support;
+#[cfg(test)]
+mod volume_unit_tests;
 
 pub use config::{Config, ConfigError, EdgeConfig};
 pub use explain_cli::{ExplainArgs, ExplainError, run as run_explain};
 pub use reload::Reload;
 pub use run::{RunError, run};
 pub use target_cli::{TargetArgs, TargetError, run as run_target};
+pub use volume_cli::{VolumeArgs, VolumeCliError, run as run_volume};

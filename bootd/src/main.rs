@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use croft_bootd::{Config, ExplainArgs, Reload, TargetArgs};
+use croft_bootd::{Config, ExplainArgs, Reload, TargetArgs, VolumeArgs};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -43,6 +43,8 @@ enum Command {
     Explain(ExplainArgs),
     /// Serve one volume as an open iSCSI target, for conformance runs and measurements.
     Target(TargetArgs),
+    /// Look at a volume store that no bootd uses, check it, move volumes in and out.
+    Volume(VolumeArgs),
 }
 
 fn main() -> ExitCode {
@@ -79,6 +81,10 @@ fn main() -> ExitCode {
             }
             Err(error) => refuse(error),
         },
+        (Some(Command::Volume(arguments)), _) => {
+            let mut out = std::io::stdout().lock();
+            finish(croft_bootd::run_volume(arguments, &mut out).map_err(Into::into))
+        }
         (Some(Command::Target(arguments)), _) => {
             let nobody = Notify::new();
             finish(until_signal(&nobody, async |stop| {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use croft_proto::FarmName;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -20,13 +21,15 @@ use crate::config::{Config, Source};
 use crate::desired::{ApplyError, Holder};
 use crate::durable::{self, DurableError};
 use crate::edge::{Door, EdgeError, EdgeParts};
-use crate::events::{Events, Journal, JournalError};
+use crate::events::{Events, Journal, JournalError, Notice};
 use crate::iscsi::Target;
 use crate::keeper::{Keeper, Sessions};
 use crate::reload::{self, Fixed, Reload};
+use crate::scrub;
 use crate::segment::{Links, Ready, Servers, Supervisor};
+use crate::storage_policy::{PolicyError, PolicyKeeper};
 use crate::tftp::{ProgramError, Programs};
-use crate::volume::{ImageStore, VolumeError, VolumeStore};
+use crate::volume::{ImageStore, Report, VolumeError, VolumeStore};
 use crate::zone::ZoneTable;
 
 /// Notices that may wait for the journal.
@@ -56,6 +59,8 @@ pub(crate) enum Fault {
     Certificate(#[from] CertificateError),
     #[error("volumes cannot be kept")]
     Volumes(#[from] VolumeError),
+    #[error("quotas and limits cannot be kept")]
+    Policy(#[from] PolicyError),
     #[error("nodes could not be given iPXE")]
     Programs(#[from] ProgramError),
     #[error("addresses could not be leased")]
@@ -102,6 +107,13 @@ async fn run_parts(config: Config, reload: Reload, stop: CancellationToken) -> R
     let images = Arc::new(ImageStore::open(&config.image_dir));
     let volumes = VolumeStore::open(config.state_dir.join("volumes"), Arc::clone(&images))?;
     let volumes = Arc::new(volumes);
+    let tell = |events: &Events| {
+        let events = events.clone();
+        move |report| tell(&events, report)
+    };
+    volumes.listen(tell(&events));
+    images.listen(tell(&events));
+    let policy = Arc::new(PolicyKeeper::open(&config.state_dir, Arc::clone(&volumes))?);
     let programs = Arc::new(Programs::load(&config.ipxe_dir)?);
     let (netlink, handle, _) = rtnetlink::new_connection().map_err(Fault::Netlink)?;
 
@@ -124,7 +136,7 @@ async fn run_parts(config: Config, reload: Reload, stop: CancellationToken) -> R
     let keeper = Arc::new(Keeper::new(
         Arc::clone(&holder),
         Arc::clone(&records),
-        volumes,
+        Arc::clone(&volumes),
         zones,
         Arc::clone(&sessions),
         nudge,
@@ -183,6 +195,7 @@ async fn run_parts(config: Config, reload: Reload, stop: CancellationToken) -> R
     let clerk = alone.as_ref().map(|(clerk, _, _)| Arc::clone(clerk));
 
     let ready = Ready::default();
+    let scrubbed = Arc::clone(&images);
     let servers =
         Servers { desk: Arc::clone(&desk), clerk: clerk.clone(), programs, certificate, target };
     let supervisor =
@@ -193,6 +206,8 @@ async fn run_parts(config: Config, reload: Reload, stop: CancellationToken) -> R
         keeper: Arc::clone(&keeper),
         journal: Arc::clone(&journal),
         images,
+        volumes,
+        policy,
         sessions,
         ready,
     };
@@ -231,6 +246,12 @@ async fn run_parts(config: Config, reload: Reload, stop: CancellationToken) -> R
         ("supervisor", Ok(()))
     });
 
+    let token = serving.clone();
+    tasks.spawn(async {
+        scrub::run(scrubbed, token).await;
+        ("scrub", Ok(()))
+    });
+
     let mut result = Ok(());
     if let Some(ended) = tasks.join_next().await {
         result = judge(ended, &serving);
@@ -259,6 +280,35 @@ async fn run_parts(config: Config, reload: Reload, stop: CancellationToken) -> R
     }
     tracing::info!("stopped");
     result
+}
+
+/// A report of volumes or images as an event. The first of each is told at once, the same again at
+/// most once a minute.
+fn tell(events: &Events, report: Report) {
+    let name = |farm: &Option<FarmName>| {
+        farm.as_ref().map_or("volumes of no farm".to_owned(), |farm| format!("farm {farm}"))
+    };
+    let (kind, subject, text, farm) = match report {
+        Report::Threshold { farm } => {
+            let who = name(&farm);
+            let text = format!("{who}: volumes keep as much as the warning threshold says");
+            ("storage-threshold", who, text, farm)
+        }
+        Report::Refused { farm, quota } => {
+            let why = if quota { "its quota is used up" } else { "the volume store is full" };
+            let who = name(&farm);
+            let text = format!("{who}: a write was refused because {why}");
+            ("storage-full", who, text, farm)
+        }
+        Report::CorruptChunk { version, chunk } => {
+            let text = format!(
+                "chunk {chunk} of image {version} is not what its manifest names and is not \
+                 served; build or import the image again"
+            );
+            ("image-corrupt", format!("{version}/{chunk}"), text, None)
+        }
+    };
+    events.limited(&subject, Notice { kind, node: None, segment: None, farm, text });
 }
 
 /// What the end of a part means: an error, unless it was told to end.

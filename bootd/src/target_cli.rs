@@ -1,17 +1,18 @@
 //! `croft-bootd target`: one fresh volume as an iSCSI target without zones or authentication, for
 //! conformance runs and measurements. Not for networks that others can reach.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use croft_proto::{ImageName, Iqn, SegmentName};
+use croft_proto::{ImageName, Iqn, SegmentName, VolumeId};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::events::Events;
 use crate::iscsi::{Limits, Target};
-use crate::volume::{ImageStore, VolumeError, VolumeKind, VolumeSpec, VolumeStore};
+use crate::volume::{ImageStore, Rate, VolumeError, VolumeKind, VolumeSpec, VolumeStore};
 use crate::zone::{Access, OpenExport, Unit, ZoneTable};
 
 /// What to export.
@@ -35,6 +36,12 @@ pub struct TargetArgs {
     /// Serve it write-protected.
     #[arg(long)]
     pub read_only: bool,
+    /// Commands with data that the volume serves in a second; 0 for no limit.
+    #[arg(long, default_value_t = 0)]
+    pub operations_per_second: u64,
+    /// Bytes that it reads and writes in a second; 0 for no limit.
+    #[arg(long, default_value_t = 0)]
+    pub bytes_per_second: u64,
     /// Address and port to listen on.
     #[arg(long, default_value = "127.0.0.1:3260")]
     pub listen: SocketAddr,
@@ -55,6 +62,9 @@ pub enum TargetError {
     /// The image store has no such image.
     #[error("image {0} is not in the image store: build it or name another")]
     NoImage(ImageName),
+    /// Making the volume was cut off.
+    #[error("preparing the volume was cut off")]
+    CutOff(#[source] tokio::task::JoinError),
     /// The address could not be listened on.
     #[error("listening on {address}: choose another address or stop who has it")]
     Listen {
@@ -66,12 +76,8 @@ pub enum TargetError {
     },
 }
 
-/// Makes the volume and serves it until cancelled.
-///
-/// # Errors
-/// The store, the image or the address cannot be used.
-pub async fn run(args: TargetArgs, cancel: CancellationToken) -> Result<(), TargetError> {
-    let target: Iqn = args.target.parse()?;
+/// Makes the volume. Waits for the disk.
+fn prepare(args: &TargetArgs, id: &VolumeId) -> Result<Arc<VolumeStore>, TargetError> {
     let images = Arc::new(ImageStore::open(args.image_dir.clone().unwrap_or_default()));
     let image = match &args.image {
         Some(name) => {
@@ -80,13 +86,30 @@ pub async fn run(args: TargetArgs, cancel: CancellationToken) -> Result<(), Targ
         None => None,
     };
     let volumes = Arc::new(VolumeStore::open(&args.store, images)?);
-    let id = "export".parse().expect("a valid name");
+    let (operations, bytes) = (args.operations_per_second, args.bytes_per_second);
+    let rate = Rate { operations, bytes };
+    volumes.set_limits(&BTreeMap::new(), BTreeMap::from([(id.clone(), rate)]));
     if !args.keep {
-        volumes.delete(&id)?;
+        volumes.delete(id)?;
     }
     let kind = if image.is_some() { VolumeKind::Root } else { VolumeKind::Plain };
     let size_bytes = args.size_mib << 20;
-    volumes.ensure(&VolumeSpec { id: id.clone(), kind, image, size_bytes })?;
+    volumes.ensure(&VolumeSpec { id: id.clone(), kind, image, size_bytes, farm: None })?;
+    Ok(volumes)
+}
+
+/// Makes the volume and serves it until cancelled.
+///
+/// # Errors
+/// The store, the image or the address cannot be used.
+pub async fn run(args: TargetArgs, cancel: CancellationToken) -> Result<(), TargetError> {
+    let target: Iqn = args.target.parse()?;
+    let id: VolumeId = "export".parse().expect("a valid name");
+    let prepared = {
+        let (args, id) = (args.clone(), id.clone());
+        tokio::task::spawn_blocking(move || prepare(&args, &id)).await
+    };
+    let volumes = prepared.map_err(TargetError::CutOff)??;
     let access = if args.read_only { Access::ReadOnly } else { Access::ReadWrite };
     let units = vec![Unit { lun: 0, volume: id, access }];
     let zones = Arc::new(ZoneTable::open(OpenExport { target: target.clone(), units }));

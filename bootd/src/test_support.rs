@@ -1,7 +1,9 @@
 //! A small desired state for tests: `n1` serves `shop/web/1` on segment `shop`, `n2` the balancer,
 //! `n3` is idle.
 
-use croft_proto::{Generation, ImageVersion, common, edge};
+use croft_proto::{
+    BlobHash, CHUNK_SIZE, Generation, ImageFile, ImageKind, ImageVersion, Manifest, common, edge,
+};
 
 use crate::desired::{Desired, check};
 
@@ -88,6 +90,29 @@ pub(crate) fn state() -> edge::DesiredState {
             balances: Vec::new(),
         }],
     }
+}
+
+/// Puts a data image with this content into an image store, and returns its version.
+pub(crate) fn data_image(store: &std::path::Path, content: &[u8]) -> ImageVersion {
+    let blob = BlobHash::of(content);
+    let chunks = content.chunks(CHUNK_SIZE as usize).map(BlobHash::of).collect();
+    let disk = ImageFile { size: content.len() as u64, blob, chunks };
+    let manifest = Manifest {
+        format: 1,
+        name: "content".parse().expect("a valid name"),
+        kind: ImageKind::Data,
+        files: [("disk".to_owned(), disk)].into(),
+        kernel_args: String::new(),
+    };
+    let version = manifest.version();
+    for part in ["blobs", "manifests", "names"] {
+        std::fs::create_dir_all(store.join(part)).expect("made");
+    }
+    let write = |path: String, bytes: &[u8]| std::fs::write(store.join(path), bytes);
+    write(format!("blobs/{blob}"), content).expect("written");
+    write(format!("manifests/{version}.json"), &manifest.to_bytes()).expect("written");
+    write("names/content".to_owned(), format!("{version}\n").as_bytes()).expect("written");
+    version
 }
 
 /// The same, checked.

@@ -2,6 +2,7 @@
 
 mod caller;
 mod status;
+mod storage;
 mod streams;
 
 use std::net::SocketAddr;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use croft_proto::MAX_MESSAGE_BYTES;
 use croft_proto::edge::edge_server::{Edge, EdgeServer};
+use croft_proto::edge::storage_server::StorageServer;
 use croft_proto::edge::{
     ApplyReply, ApplyRequest, Event, EventsRequest, Frame, FramesRequest, StatusReply,
     StatusRequest,
@@ -29,7 +31,8 @@ use crate::events::Journal;
 use crate::gate::Gate;
 use crate::keeper::{Keeper, Sessions};
 use crate::segment::Ready;
-use crate::volume::ImageStore;
+use crate::storage_policy::PolicyKeeper;
+use crate::volume::{ImageStore, VolumeStore};
 
 /// The door cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +61,8 @@ pub(crate) struct EdgeParts {
     pub keeper: Arc<Keeper>,
     pub journal: Arc<Journal>,
     pub images: Arc<ImageStore>,
+    pub volumes: Arc<VolumeStore>,
+    pub policy: Arc<PolicyKeeper>,
     pub sessions: Arc<dyn Sessions>,
     pub ready: Ready,
 }
@@ -99,6 +104,9 @@ impl Door {
         parts: EdgeParts,
         cancel: CancellationToken,
     ) -> Result<(), EdgeError> {
+        let storage = StorageServer::new(storage::StorageService { parts: parts.clone() })
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let service = EdgeServer::new(Service { parts, cancel: cancel.clone() })
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -112,6 +120,7 @@ impl Door {
             .http2_keepalive_interval(Some(Duration::from_secs(10)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
             .add_service(service)
+            .add_service(storage)
             .serve_with_incoming_shutdown(Box::pin(incoming), cancel.cancelled_owned())
             .await?;
         Ok(())

@@ -102,6 +102,9 @@ impl Session {
         } else {
             self.open_immediate += 1;
         }
+        if asked.expected > 0 {
+            self.charge(asked.lun, asked.expected);
+        }
         let mut cdb = [0; 16];
         cdb.copy_from_slice(&header.0[32..48]);
         let more = writes && !header.is_final();

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::login::{LoggedIn, SessionKind};
 use crate::durable::{self, DurableError};
 use crate::scsi::{Lasting, LogicalUnit, ReservationError};
-use crate::volume::{Volume, VolumeError, VolumeStore};
+use crate::volume::{Volume, VolumeError, VolumeStore, Watcher};
 
 /// How long a new session waits for an old one's disk work to end.
 const QUIESCE: Duration = Duration::from_secs(10);
@@ -226,6 +226,8 @@ impl Registry {
         }
         let lasting = self.lasting(&mut units, id, volume.identity())?;
         let unit = Arc::new(LogicalUnit::new(volume, lasting));
+        let watcher: Weak<dyn Watcher> = Arc::downgrade(&(Arc::clone(&unit) as Arc<dyn Watcher>));
+        unit.volume().watch(watcher);
         units.open.push((id.clone(), Arc::downgrade(&unit)));
         Ok(unit)
     }

@@ -119,6 +119,8 @@ pub(super) struct Session {
     pub(super) closing: bool,
     /// The ping was sent and nothing has come since.
     pinged: bool,
+    /// No PDU is taken before this: a volume's limits are used up.
+    pause: Option<Instant>,
 }
 
 impl std::fmt::Debug for Session {
@@ -163,6 +165,15 @@ impl Session {
             next_tag: 1,
             closing: false,
             pinged: false,
+            pause: None,
+        }
+    }
+
+    /// Counts a command against its volume's limits; the next waits as long as those say.
+    pub(super) fn charge(&mut self, lun: u64, bytes: u32) {
+        let wait = self.view(lun).map(|view| view.unit.volume().charge(bytes.into()));
+        if let Some(wait) = wait.filter(|wait| !wait.is_zero()) {
+            self.pause = self.pause.max(Some(Instant::now() + wait));
         }
     }
 
@@ -186,6 +197,7 @@ impl Session {
         self.recheck()?;
         let mut deadline = Instant::now() + self.around.idle;
         loop {
+            self.pause = self.pause.filter(|until| *until > Instant::now());
             self.progress()?;
             self.try_send()?;
             let waiting = self.out.len();
@@ -199,7 +211,7 @@ impl Session {
             if waiting == 0 && self.input.is_empty() {
                 self.rest();
             }
-            let take = waiting < HIGH && !self.closing;
+            let take = waiting < HIGH && !self.closing && self.pause.is_none();
             let (mut reader, mut writer) = self.stream.split();
             tokio::select! {
                 biased;
@@ -218,6 +230,8 @@ impl Session {
                     changed.map_err(|_| End::Ended)?;
                     self.recheck()?;
                 }
+                () = tokio::time::sleep_until(self.pause.unwrap_or(deadline)),
+                    if self.pause.is_some() => {}
                 () = tokio::time::sleep_until(deadline) => {
                     if std::mem::replace(&mut self.pinged, true) {
                         return Err(End::Silent);
@@ -253,7 +267,7 @@ impl Session {
             let parsed = pdu::parse(&self.input, self.params.digests, MAX_RECEIVE);
             !matches!(parsed, Ok(Parsed::Need(_)))
         };
-        !self.sending.is_empty() || (!self.closing && whole())
+        !self.sending.is_empty() || (!self.closing && self.pause.is_none() && whole())
     }
 
     /// Whether the session may go on, asked again whenever the zones have changed.
@@ -276,7 +290,7 @@ impl Session {
         let mut used = 0;
         let mut need = ROOM;
         let result = loop {
-            if self.closing || self.out.len() >= HIGH {
+            if self.closing || self.out.len() >= HIGH || self.pause.is_some() {
                 break Ok(());
             }
             match pdu::parse(&input[used..], self.params.digests, MAX_RECEIVE) {

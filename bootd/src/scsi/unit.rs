@@ -12,7 +12,7 @@ use super::flights::Flights;
 use super::lasting::Lasting;
 use super::reservation::{Attention, Port};
 use super::sense::Sense;
-use crate::volume::{Volume, VolumeError};
+use crate::volume::{Volume, VolumeError, Watcher};
 
 /// Unit attentions that wait for one nexus at most; more say nothing new.
 const MAX_ATTENTIONS: usize = 8;
@@ -269,6 +269,18 @@ impl LogicalUnit {
                 let _ = waiter.send(result.clone());
             }
         }
+    }
+}
+
+impl Watcher for LogicalUnit {
+    /// CAPACITY DATA HAS CHANGED (SBC-3 section 4.10).
+    fn capacity_changed(&self) {
+        self.tell(None, Sense::attention(0x2a, 0x09));
+    }
+
+    /// THIN PROVISIONING SOFT THRESHOLD REACHED (SBC-3 section 4.7.3.7).
+    fn threshold_reached(&self) {
+        self.tell(None, Sense::attention(0x38, 0x07));
     }
 }
 

@@ -112,7 +112,7 @@ pub(crate) fn sense_of(error: &VolumeError) -> Sense {
     match error {
         VolumeError::Range { .. } => Sense::LBA_OUT_OF_RANGE,
         VolumeError::ReadOnly { .. } => Sense::WRITE_PROTECTED,
-        VolumeError::Full { .. } => Sense::SPACE_ALLOCATION_FAILED,
+        VolumeError::Full { .. } | VolumeError::Quota { .. } => Sense::SPACE_ALLOCATION_FAILED,
         VolumeError::Poisoned { .. } => Sense::TARGET_FAILURE,
         VolumeError::Io { operation, .. } if operation.starts_with("reading") => Sense::READ_ERROR,
         VolumeError::Io { .. } => Sense::WRITE_ERROR,

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use croft_proto::{ImageVersion, InvalidImage, VolumeId};
 
+use super::names::SnapshotName;
+
 /// A failed operation on a volume, an image or their stores.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
@@ -112,6 +114,63 @@ pub enum VolumeError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// A store of an earlier version of this program.
+    #[error(
+        "{} is a volume of an earlier format, which this program does not read: copy out what is \
+         needed with the program that made it, then remove it", path.display()
+    )]
+    OldFormat {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The catalog is not what was written.
+    #[error("{} is damaged at byte {offset} ({fault}): restore a copy of the store", path.display())]
+    Catalog {
+        /// The file.
+        path: PathBuf,
+        /// Where.
+        offset: u64,
+        /// What is wrong.
+        fault: String,
+    },
+    /// No snapshot of this name.
+    #[error("volume {id} has no snapshot {name}: `volume ls` shows those that it has")]
+    NoSnapshot {
+        /// The volume.
+        id: VolumeId,
+        /// The snapshot.
+        name: SnapshotName,
+    },
+    /// A snapshot of this name exists.
+    #[error("volume {id} has a snapshot {name} already: delete it first or choose another name")]
+    SnapshotExists {
+        /// The volume.
+        id: VolumeId,
+        /// The snapshot.
+        name: SnapshotName,
+    },
+    /// More layers on top of each other than the map can tell apart.
+    #[error(
+        "volume {volume} would lie over {most} layers or more: export it and import it as a new one"
+    )]
+    TooDeep {
+        /// The volume.
+        volume: String,
+        /// Most layers that a volume can have.
+        most: usize,
+    },
+    /// A size below the present one.
+    #[error("volume {volume} cannot become smaller")]
+    Shrink {
+        /// The volume.
+        volume: String,
+    },
+    /// Its farm has used up its quota.
+    #[error("volume {volume}: its farm's quota is used up; delete something or raise the quota")]
+    Quota {
+        /// The volume.
+        volume: String,
     },
     /// No room on the disk.
     #[error("volume {volume}: the disk is full; free space in the volume store")]

@@ -1,92 +1,125 @@
-//! The bytes of a volume's file, version 1. All numbers are little-endian.
+//! The bytes of a layer's file, version 2. All numbers are little-endian.
 //!
 //! ```text
 //! 0        superblock, copy 0      4096 bytes
 //! 4096     superblock, copy 1      4096 bytes
-//! 8192     log                     8 MiB: see `log`
-//! …        map, area 0             one 4096-byte page per 16,320 blocks
+//! 8192     log, half 0             4 MiB: see `log`
+//! …        log, half 1             4 MiB
+//! …        map, area 0             one 4096-byte page per 16,320 blocks, room for 64 TiB
 //! …        map, area 1             the same
-//! data     block n at data + 4096·n; data is a multiple of 1 MiB
+//! data     block n at data + 4096·n
 //! ```
 //!
-//! The file is sparse and has its full length from the start, so that no crash can shorten it. A
-//! block lives at one place only: reading it takes one look into the map, and one `pread`.
+//! The file is sparse, so the room costs nothing until it is used, and nothing moves when a volume
+//! grows. It has its full length from the start, so that no crash can shorten it. A block lives at
+//! one place only: reading it takes one look into the map, and one `pread`.
 //!
 //! Superblock (rest of its page zero):
 //!
 //! ```text
 //! 0   8   "CROFTVOL"
 //! 8   4   CRC32C of bytes 12..512
-//! 12  4   format version: 1
-//! 16  8   sequence: counts checkpoints; the valid copy with the higher one counts
-//! 24  8   volume size in bytes
-//! 32  16  identity: random, kept when the volume is reset
-//! 48  4   kind: 1 root, 2 shared read-only, 3 plain
-//! 52  4   map area that is valid: 0 or 1, or 2 for none (every block is the image's)
-//! 56  8   epoch of the checkpoint: everything up to it is in the map
-//! 64  1   1 if an image lies below
-//! 65  32  its version
+//! 12  4   format version: 2
+//! 16  8   sequence: counts superblocks; the valid copy with the higher one counts
+//! 24  8   blocks that the map covers; later ones are what lies below
+//! 32  16  identity of the store
+//! 48  8   number of the layer: a file that was moved is not taken for another
+//! 56  4   map area that is valid: 0 or 1, or 2 for none (every block is what lies below)
+//! 60  4   0
+//! 64  8   sequence that the pages of the map carry
+//! 72  8   epoch of the checkpoint: everything up to it is in the map
+//! 80  8   blocks of its own at the checkpoint, for accounting before the map is read
 //! ```
+//!
+//! The superblock with sequence *s* is copy *s* mod 2, and the log that follows it half *s* mod 2.
 //!
 //! Map page:
 //!
 //! ```text
 //! 0   4     CRC32C of bytes 4..4096
 //! 4   4     number of the page
-//! 8   8     sequence of the checkpoint that wrote it
-//! 16  4080  two bits per block, low bits first: 0 image, 1 own data, 2 zeros
+//! 8   8     sequence of the superblock it was written for
+//! 16  4080  two bits per block, low bits first: 0 what lies below, 1 own data, 2 zeros
 //! ```
 //!
-//! A checkpoint writes the map to the area that is not valid, syncs, writes the superblock copy
-//! that is not valid, and syncs: whichever of these writes is lost or torn, the other superblock
-//! still names a whole map and the log that belongs to it, because records of the log carry the
-//! sequence too, and the log's bytes are only overwritten after the second sync.
-
-use croft_proto::ImageVersion;
+//! **A checkpoint**, with superblock *s* valid: new records go to the other half of the log, with
+//! sequence *s*+1. Then the map is written to the area that is not valid, the file synced,
+//! superblock *s*+1 written, and the file synced. Whichever of these writes is lost or torn, the
+//! other superblock still names a whole map and a log that belongs to it: recovery with superblock
+//! *s* reads half *s* and then half *s*+1. Writers are not held up meanwhile, so the map on disk may
+//! already show some of what the records in half *s*+1 say; the sync before the superblock covers
+//! the data of whatever it shows, and those records are replayed over it anyway.
+//!
+//! **Opening** a file that may have been written before never goes on with a sequence that was in
+//! use: behind a torn record there may lie whole ones of the same sequence, which a new record of
+//! the same length would bring back. It writes superblock *s*+3 instead, which is in the other copy
+//! than *s*, and whose log half holds nothing of that sequence.
 
 use super::map::{BLOCK, BlockMap, Place};
 
 /// Bytes of a superblock copy and of a map page.
 pub(crate) const PAGE: usize = 4096;
-/// Where the log starts.
-pub(crate) const LOG_START: u64 = 2 * PAGE as u64;
-/// Bytes of the log.
-pub(crate) const LOG_BYTES: u64 = 8 << 20;
+/// Bytes of one half of the log.
+pub(crate) const HALF: u64 = 4 << 20;
 /// Largest volume: 64 TiB.
 pub(crate) const MAX_SIZE: u64 = 64 << 40;
+/// Where block 0 is.
+pub(crate) const DATA: u64 = (LOG_START + 2 * HALF + 2 * AREA).next_multiple_of(1 << 20);
 
+const LOG_START: u64 = 2 * PAGE as u64;
+const AREA: u64 = (MAX_SIZE / BLOCK).div_ceil(BLOCKS_PER_PAGE) * PAGE as u64;
 const MAGIC: &[u8; 8] = b"CROFTVOL";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const CHECKED: usize = 512;
 const PAGE_HEADER: usize = 16;
 const BLOCKS_PER_PAGE: u64 = (PAGE - PAGE_HEADER) as u64 * 4;
-const DATA_ALIGN: u64 = 1 << 20;
 
-/// What a volume is for, as stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum VolumeKind {
-    /// Copy-on-write over an image.
-    Root,
-    /// An image itself, which many read.
-    SharedReadOnly,
-    /// Empty at first, nothing below.
-    Plain,
+/// Where the log half with this sequence is.
+pub(crate) fn log_at(sequence: u64) -> u64 {
+    LOG_START + sequence % 2 * HALF
+}
+
+/// Where a page of a map area is.
+pub(crate) fn page_at(area: u8, number: u64) -> u64 {
+    LOG_START + 2 * HALF + u64::from(area) * AREA + number * PAGE as u64
+}
+
+/// Where a block of the volume is.
+pub(crate) fn block_at(block: u64) -> u64 {
+    DATA + block * BLOCK
+}
+
+/// Pages that a map of so many blocks has.
+pub(crate) fn pages(blocks: u64) -> u64 {
+    blocks.div_ceil(BLOCKS_PER_PAGE)
 }
 
 /// Contents of a superblock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Superblock {
     pub sequence: u64,
-    pub size: u64,
-    pub identity: [u8; 16],
-    pub kind: VolumeKind,
+    /// Blocks that the map covers.
+    pub blocks: u64,
+    /// Identity of the store.
+    pub store: [u8; 16],
+    /// Number of the layer.
+    pub layer: u64,
     /// The valid map area, if any.
     pub area: Option<u8>,
+    /// Sequence that the map's pages carry.
+    pub map_sequence: u64,
     pub epoch: u64,
-    pub image: Option<ImageVersion>,
+    /// Blocks of its own at the checkpoint.
+    pub own: u64,
 }
 
 impl Superblock {
+    /// That of a file in which nothing was written.
+    pub fn fresh(store: [u8; 16], layer: u64, blocks: u64) -> Self {
+        let (sequence, map_sequence, epoch, own) = (0, 0, 0, 0);
+        Self { sequence, blocks, store, layer, area: None, map_sequence, epoch, own }
+    }
+
     /// Where the copy with this sequence goes.
     pub fn slot(sequence: u64) -> u64 {
         (sequence % 2) * PAGE as u64
@@ -97,20 +130,13 @@ impl Superblock {
         page[0..8].copy_from_slice(MAGIC);
         page[12..16].copy_from_slice(&VERSION.to_le_bytes());
         page[16..24].copy_from_slice(&self.sequence.to_le_bytes());
-        page[24..32].copy_from_slice(&self.size.to_le_bytes());
-        page[32..48].copy_from_slice(&self.identity);
-        let kind: u32 = match self.kind {
-            VolumeKind::Root => 1,
-            VolumeKind::SharedReadOnly => 2,
-            VolumeKind::Plain => 3,
-        };
-        page[48..52].copy_from_slice(&kind.to_le_bytes());
-        page[52..56].copy_from_slice(&u32::from(self.area.unwrap_or(2)).to_le_bytes());
-        page[56..64].copy_from_slice(&self.epoch.to_le_bytes());
-        if let Some(image) = self.image {
-            page[64] = 1;
-            page[65..97].copy_from_slice(&image_bytes(image));
-        }
+        page[24..32].copy_from_slice(&self.blocks.to_le_bytes());
+        page[32..48].copy_from_slice(&self.store);
+        page[48..56].copy_from_slice(&self.layer.to_le_bytes());
+        page[56..60].copy_from_slice(&u32::from(self.area.unwrap_or(2)).to_le_bytes());
+        page[64..72].copy_from_slice(&self.map_sequence.to_le_bytes());
+        page[72..80].copy_from_slice(&self.epoch.to_le_bytes());
+        page[80..88].copy_from_slice(&self.own.to_le_bytes());
         let sum = crc32c::crc32c(&page[12..CHECKED]);
         page[8..12].copy_from_slice(&sum.to_le_bytes());
         page
@@ -125,33 +151,27 @@ impl Superblock {
         {
             return None;
         }
-        let kind = match le32(page, 48) {
-            1 => VolumeKind::Root,
-            2 => VolumeKind::SharedReadOnly,
-            3 => VolumeKind::Plain,
-            _ => return None,
-        };
-        let area = match le32(page, 52) {
+        let area = match le32(page, 56) {
             0 => Some(0),
             1 => Some(1),
             2 => None,
             _ => return None,
         };
-        let size = le64(page, 24);
-        if size == 0 || size > MAX_SIZE || !size.is_multiple_of(BLOCK) {
+        let blocks = le64(page, 24);
+        if blocks == 0 || blocks > MAX_SIZE / BLOCK {
             return None;
         }
-        let mut identity = [0; 16];
-        identity.copy_from_slice(&page[32..48]);
-        let image = if page[64] == 1 { Some(image_from(&page[65..97])?) } else { None };
+        let mut store = [0; 16];
+        store.copy_from_slice(&page[32..48]);
         Some(Self {
             sequence: le64(page, 16),
-            size,
-            identity,
-            kind,
+            blocks,
+            store,
+            layer: le64(page, 48),
             area,
-            epoch: le64(page, 56),
-            image,
+            map_sequence: le64(page, 64),
+            epoch: le64(page, 72),
+            own: le64(page, 80),
         })
     }
 
@@ -162,83 +182,61 @@ impl Superblock {
     }
 }
 
-fn image_bytes(version: ImageVersion) -> [u8; 32] {
-    // The version's text is its 64 hex digits; every version has them.
-    let text = version.to_string();
-    let mut bytes = [0; 32];
-    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-        let digit = |c: u8| (c as char).to_digit(16).unwrap_or(0) as u8;
-        *byte = digit(digits[0]) << 4 | digit(digits[1]);
-    }
-    bytes
-}
-
-fn image_from(bytes: &[u8]) -> Option<ImageVersion> {
-    let text: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-    text.parse().ok()
-}
-
-/// Where the parts of a volume's file lie.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Geometry {
-    /// Blocks of the volume.
-    pub blocks: u64,
-    /// Pages of one map area.
-    pub pages: u64,
-    /// Where block 0 is.
-    pub data: u64,
-}
-
-impl Geometry {
-    pub fn of(size: u64) -> Self {
-        let blocks = size / BLOCK;
-        let pages = blocks.div_ceil(BLOCKS_PER_PAGE);
-        let maps = LOG_START + LOG_BYTES + 2 * pages * PAGE as u64;
-        Self { blocks, pages, data: maps.next_multiple_of(DATA_ALIGN) }
-    }
-
-    /// Where a map area starts.
-    pub fn area(&self, area: u8) -> u64 {
-        LOG_START + LOG_BYTES + u64::from(area) * self.pages * PAGE as u64
-    }
-
-    /// Length of the whole file.
-    pub fn file_size(&self) -> u64 {
-        self.data + self.blocks * BLOCK
-    }
-}
-
-/// One page of the map as a checkpoint writes it.
-pub(crate) fn encode_map_page(map: &BlockMap, number: u64, sequence: u64) -> Vec<u8> {
+/// One page of a layer's map, of whose blocks those in `file` are its own.
+pub(crate) fn encode_map_page(map: &BlockMap, file: u8, number: u64, sequence: u64) -> Vec<u8> {
     let mut page = vec![0; PAGE];
     page[4..8].copy_from_slice(&(number as u32).to_le_bytes());
     page[8..16].copy_from_slice(&sequence.to_le_bytes());
     let first = number * BLOCKS_PER_PAGE;
     for block in first..map.blocks().min(first + BLOCKS_PER_PAGE) {
         let n = (block - first) as usize;
-        page[PAGE_HEADER + n / 4] |= map.get(block).to_bits() << (n % 4 * 2);
+        let place = map.get(block);
+        // Zeros below are zeros here too; whose they are makes no difference.
+        let bits = if place.is_in(file) { 1 } else { u8::from(place == Place::ZERO) * 2 };
+        page[PAGE_HEADER + n / 4] |= bits << (n % 4 * 2);
     }
     let sum = crc32c::crc32c(&page[4..]);
     page[0..4].copy_from_slice(&sum.to_le_bytes());
     page
 }
 
-/// Sets what a page of the map on disk says. `false` if the page is not the one that belongs here.
-pub(crate) fn load_map_page(map: &BlockMap, number: u64, sequence: u64, page: &[u8]) -> bool {
+/// What a page of a layer's map says of its blocks, in order: 0, 1 or 2 as above. `None` if the
+/// page is not the one that belongs here.
+pub(crate) fn decode_map_page(
+    page: &[u8],
+    number: u64,
+    sequence: u64,
+) -> Option<impl Iterator<Item = u8>> {
     if page.len() != PAGE
         || le32(page, 0) != crc32c::crc32c(&page[4..])
         || u64::from(le32(page, 4)) != number
         || le64(page, 8) != sequence
     {
-        return false;
+        return None;
     }
-    let first = number * BLOCKS_PER_PAGE;
-    for block in first..map.blocks().min(first + BLOCKS_PER_PAGE) {
-        let n = (block - first) as usize;
-        match Place::from_bits(page[PAGE_HEADER + n / 4] >> (n % 4 * 2) & 3) {
-            Some(Place::BASE) => {}
-            Some(place) => map.set(block, 1, place),
-            None => return false,
+    let bits = |byte: &u8| [byte & 3, byte >> 2 & 3, byte >> 4 & 3, byte >> 6];
+    if page[PAGE_HEADER..].iter().flat_map(bits).any(|bits| bits == 3) {
+        return None;
+    }
+    Some(page[PAGE_HEADER..].iter().flat_map(bits))
+}
+
+/// Sets what a page of the map on disk says, for a layer whose own blocks are in `file`. `false`
+/// if the page is not the one that belongs here.
+pub(crate) fn load_map_page(
+    map: &BlockMap,
+    file: u8,
+    number: u64,
+    sequence: u64,
+    page: &[u8],
+) -> bool {
+    let Some(places) = decode_map_page(page, number, sequence) else { return false };
+    let blocks = number * BLOCKS_PER_PAGE..map.blocks();
+    for (block, bits) in blocks.zip(places) {
+        match bits {
+            1 => map.set(block, 1, Place::settled(file)),
+            2 => map.set(block, 1, Place::ZERO),
+            _ => {}
         }
     }
     true
@@ -260,17 +258,20 @@ pub(crate) fn le64(bytes: &[u8], at: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn superblock(sequence: u64) -> Superblock {
         Superblock {
             sequence,
-            size: 8 << 20,
-            identity: [7; 16],
-            kind: VolumeKind::Root,
+            blocks: 2048,
+            store: [7; 16],
+            layer: 3,
             area: Some(1),
+            map_sequence: 2,
             epoch: 9,
-            image: Some(ImageVersion::of(b"x")),
+            own: 5,
         }
     }
 
@@ -287,17 +288,35 @@ mod tests {
     #[test]
     fn a_map_page_reads_back_and_knows_its_place() {
         let map = BlockMap::new(40_000);
-        map.set(16_320, 3, Place::OWN);
+        map.set(16_320, 3, Place::settled(4));
         map.set(20_000, 1, Place::ZERO);
-        map.set(20_001, 1, Place::unsettled(3));
-        let page = encode_map_page(&map, 1, 12);
+        map.set(20_001, 1, Place::unsettled(4, 3));
+        map.set(20_002, 1, Place::settled(3));
+        let page = encode_map_page(&map, 4, 1, 12);
         let back = BlockMap::new(40_000);
-        assert!(load_map_page(&back, 1, 12, &page));
-        assert_eq!(back.get(16_322), Place::OWN);
+        assert!(load_map_page(&back, 1, 1, 12, &page));
+        assert_eq!(back.get(16_322), Place::settled(1));
         assert_eq!(back.get(20_000), Place::ZERO);
-        assert_eq!(back.get(20_001), Place::OWN);
+        assert_eq!(back.get(20_001), Place::settled(1));
         assert_eq!(back.get(20_002), Place::BASE);
-        assert!(!load_map_page(&back, 0, 12, &page));
-        assert!(!load_map_page(&back, 1, 13, &page));
+        assert!(!load_map_page(&back, 1, 0, 12, &page));
+        assert!(!load_map_page(&back, 1, 1, 13, &page));
+    }
+
+    #[test]
+    fn the_parts_of_the_file_do_not_overlap() {
+        let last = pages(MAX_SIZE / BLOCK) - 1;
+        assert_eq!(log_at(1), log_at(0) + HALF);
+        assert_eq!(page_at(0, 0), log_at(1) + HALF);
+        assert_eq!(page_at(1, 0), page_at(0, last) + PAGE as u64);
+        assert!(block_at(0) >= page_at(1, last) + PAGE as u64);
+    }
+
+    proptest! {
+        #[test]
+        fn any_page_is_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), PAGE)) {
+            prop_assert!(Superblock::decode(&bytes).is_none());
+            prop_assert!(decode_map_page(&bytes, 0, 0).is_none());
+        }
     }
 }

@@ -1,24 +1,26 @@
-//! The log of a volume: what has changed in its map since the last checkpoint.
+//! The log of a layer: what has changed in its map since the last checkpoint.
 //!
-//! Records follow each other without a gap from the log's start. All numbers are little-endian.
+//! Records follow each other without a gap from the start of a half. All numbers are little-endian.
 //!
 //! ```text
 //! 0   4    "CLOG"
 //! 4   4    CRC32C of bytes 8..length
 //! 8   4    length of the record, a multiple of 8
 //! 12  4    kind: 1 own data, 2 zeros, 3 mark
-//! 16  8    sequence of the checkpoint that it follows
-//! 24  8    number of the record since that checkpoint: 0, 1, 2…
+//! 16  8    sequence of the superblock that it follows
+//! 24  8    number of the record in that half: 0, 1, 2…
 //! 32  8    epoch in which it was written
 //! 40  8    settled: the newest epoch whose flush had returned when it was written
 //! 48  8    first block
 //! 56  4    number of blocks
-//! 60  4    0
+//! 60  4    flushed: records of this half that were on disk when it was written
 //! 64  4·n  own data: CRC32C of each block's 4096 bytes
 //! ```
 //!
 //! The log ends where a record is not whole, or has another sequence or number. Everything a
-//! flush has covered lies before that point, because all of it was written before the flush.
+//! flush has covered lies before that point, because all of it was written before the flush. So if
+//! a whole record behind it says that more than those before it were on disk, one of them was
+//! damaged since, and the log is refused.
 
 use super::format::{le32, le64};
 
@@ -47,7 +49,18 @@ pub(crate) struct Record {
     pub epoch: u64,
     pub settled: u64,
     pub first: u64,
+    /// Records of this half that were on disk when it was written.
+    pub flushed: u32,
     pub change: Change,
+}
+
+/// A record that had been on disk is damaged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Gap {
+    /// Where it is, in bytes from the start of the half.
+    pub offset: u64,
+    /// What is wrong.
+    pub text: String,
 }
 
 impl Record {
@@ -81,6 +94,7 @@ impl Record {
         bytes[40..48].copy_from_slice(&self.settled.to_le_bytes());
         bytes[48..56].copy_from_slice(&self.first.to_le_bytes());
         bytes[56..60].copy_from_slice(&(self.blocks() as u32).to_le_bytes());
+        bytes[60..64].copy_from_slice(&self.flushed.to_le_bytes());
         for (place, sum) in bytes[HEADER..].chunks_exact_mut(4).zip(sums) {
             place.copy_from_slice(&sum.to_le_bytes());
         }
@@ -118,15 +132,19 @@ impl Record {
             epoch: le64(bytes, 32),
             settled: le64(bytes, 40),
             first: le64(bytes, 48),
+            flushed: le32(bytes, 60),
             change,
         };
         Some((record, length))
     }
 }
 
-/// The records that follow the checkpoint with this sequence, in the log's bytes, for a volume of
+/// The records that follow the superblock with this sequence, in a half's bytes, for a volume of
 /// `blocks` blocks.
-pub(crate) fn read(bytes: &[u8], sequence: u64, blocks: u64) -> Vec<Record> {
+///
+/// # Errors
+/// One that had been on disk is missing.
+pub(crate) fn read(bytes: &[u8], sequence: u64, blocks: u64) -> Result<Vec<Record>, Gap> {
     let mut records = Vec::new();
     let mut at = 0;
     while let Some((record, length)) = Record::decode(&bytes[at..]) {
@@ -137,7 +155,17 @@ pub(crate) fn read(bytes: &[u8], sequence: u64, blocks: u64) -> Vec<Record> {
         records.push(record);
         at += length;
     }
-    records
+    // Records start at multiples of 8.
+    let later = (at..bytes.len()).step_by(8).filter(|at| bytes[*at..].starts_with(MAGIC));
+    let mut later = later.filter_map(|at| Record::decode(&bytes[at..]));
+    let next = records.len() as u64;
+    match later.find(|(it, _)| it.sequence == sequence && u64::from(it.flushed) > next) {
+        None => Ok(records),
+        Some((witness, _)) => Err(Gap {
+            offset: at as u64,
+            text: format!("record {next} is damaged; record {} came after it", witness.number),
+        }),
+    }
 }
 
 #[cfg(test)]
@@ -147,7 +175,7 @@ mod tests {
     use super::*;
 
     fn record(number: u64, change: Change) -> Record {
-        Record { sequence: 3, number, epoch: 5, settled: 4, first: 17, change }
+        Record { sequence: 3, number, epoch: 5, settled: 4, first: 17, flushed: 0, change }
     }
 
     #[test]
@@ -159,11 +187,25 @@ mod tests {
         ];
         let mut bytes: Vec<u8> = all.iter().flat_map(Record::encode).collect();
         bytes.extend([0; 100]);
-        assert_eq!(read(&bytes, 3, 100), all);
-        assert_eq!(read(&bytes, 2, 100), []);
-        assert_eq!(read(&bytes, 3, 25), all[..1], "the second record reaches beyond the end");
+        assert_eq!(read(&bytes, 3, 100).expect("whole"), all);
+        assert_eq!(read(&bytes, 2, 100).expect("whole"), []);
+        let short = read(&bytes, 3, 25).expect("whole");
+        assert_eq!(short, all[..1], "the second record reaches beyond the end");
         bytes[Record::length(3) + 50] ^= 1;
-        assert_eq!(read(&bytes, 3, 100), all[..1]);
+        assert_eq!(read(&bytes, 3, 100).expect("torn"), all[..1]);
+    }
+
+    #[test]
+    fn a_record_that_had_been_on_disk_is_missed() {
+        let witness = Record { flushed: 2, ..record(2, Change::Mark) };
+        let all = [record(0, Change::Zero(1)), record(1, Change::Zero(2)), witness];
+        let mut bytes: Vec<u8> = all.iter().flat_map(Record::encode).collect();
+        assert_eq!(read(&bytes, 3, 100).expect("whole"), all);
+        bytes[64 + 50] ^= 1;
+        let gap = read(&bytes, 3, 100).expect_err("damaged");
+        assert_eq!(gap.offset, 64);
+        assert!(gap.text.contains("record 1"), "{}", gap.text);
+        assert_eq!(read(&bytes, 4, 100), Ok(Vec::new()), "it is of another time");
     }
 
     proptest! {
@@ -171,7 +213,7 @@ mod tests {
         fn any_bytes_are_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let mut log = b"CLOG".to_vec();
             log.extend(bytes);
-            prop_assert!(read(&log, 0, 1000).len() <= 1);
+            prop_assert!(read(&log, 0, 1000).map_or(0, |records| records.len()) <= 1);
         }
     }
 }

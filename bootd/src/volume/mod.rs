@@ -1,11 +1,14 @@
 //! Blocks on disk: images that never change, and copy-on-write volumes over them. Knows neither
 //! SCSI nor the network.
 //!
-//! [`ImageStore`] reads what the image builder left. [`VolumeStore`] keeps the volumes; each is a
-//! [`layer`] (one file, its format described there) over at most one image.
+//! [`ImageStore`] reads what the image builder left. [`VolumeStore`] keeps the volumes, their
+//! snapshots and clones; each writes to a [`layer`] of its own over frozen ones, over at most one
+//! image. What there is stands in the [`catalog`].
 
 mod ahead;
 mod backing;
+mod catalog;
+mod check;
 #[cfg(test)]
 mod crash_tests;
 mod error;
@@ -14,11 +17,38 @@ mod image;
 mod layer;
 mod log;
 mod map;
+mod names;
+mod observer;
+mod qcow2;
+mod space;
 mod store;
+mod throttle;
+mod transfer;
 
+pub use check::{Findings, check_store};
 pub use error::VolumeError;
-pub use image::{ImageInfo, ImageStore};
-pub use store::{VolumeKind, VolumeSpec, VolumeStore};
+#[cfg(test)]
+pub(crate) use format::page_at as map_page_at;
+pub use image::{Collected, ImageInfo, ImageStore};
+pub use names::{InvalidSnapshotName, SnapshotName, VolumeKind};
+pub use observer::Report;
+pub use space::{FarmUsage, Quota};
+pub use store::{CloneSpec, VolumeInfo, VolumeSpec, VolumeStore};
+pub use throttle::Rate;
+pub use transfer::{Format, TransferError, export, import};
+
+use std::sync::Weak;
+use std::time::Duration;
+
+/// Who wants to know what happens to a volume while it is open. Called from the thread that causes
+/// it, which may hold locks of the volume: it must not wait, nor touch the volume.
+pub trait Watcher: Send + Sync + std::fmt::Debug {
+    /// The volume has become longer.
+    fn capacity_changed(&self);
+
+    /// The volumes of its farm have reached the farm's warning threshold.
+    fn threshold_reached(&self);
+}
 
 /// What the blocks of a range of a volume hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,4 +107,16 @@ pub trait Volume: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// Beyond the end.
     fn extent(&self, offset: u64, limit: u64) -> Result<Extent, VolumeError>;
+
+    /// Counts an operation of so many bytes against the volume's limits, and says how long its
+    /// session should wait before the next.
+    fn charge(&self, bytes: u64) -> Duration {
+        let _ = bytes;
+        Duration::ZERO
+    }
+
+    /// Lets somebody know what happens to the volume, for as long as that one lives.
+    fn watch(&self, watcher: Weak<dyn Watcher>) {
+        let _ = watcher;
+    }
 }

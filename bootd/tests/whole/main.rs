@@ -3,6 +3,7 @@
 
 mod node;
 mod site;
+mod storage;
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use croft_proto::edge::edge_client::EdgeClient;
+use croft_proto::edge::storage_client::StorageClient;
 use croft_proto::{Generation, ImageVersion, common, edge};
 use croft_test_support::images;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
@@ -77,8 +78,18 @@ impl Site {
         bootd.wait().expect("it ends")
     }
 
-    /// Control's connection; bootd may still be starting.
+    /// Control's side of the door for what is wanted and seen.
     pub async fn control(&self) -> EdgeClient<Channel> {
+        EdgeClient::new(self.channel().await)
+    }
+
+    /// Control's side of the door for volumes.
+    pub async fn storage(&self) -> StorageClient<Channel> {
+        StorageClient::new(self.channel().await)
+    }
+
+    /// Control's connection; bootd may still be starting.
+    async fn channel(&self) -> Channel {
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(&self.ca))
             .identity(Identity::from_pem(&self.control.0, &self.control.1))
@@ -86,8 +97,7 @@ impl Site {
         let endpoint = Endpoint::from_shared(format!("https://{EDGE}"))
             .and_then(|endpoint| endpoint.tls_config(tls))
             .expect("endpoint");
-        let channel = until("bootd's edge answers", async || endpoint.connect().await.ok()).await;
-        EdgeClient::new(channel)
+        until("bootd's edge answers", async || endpoint.connect().await.ok()).await
     }
 
     /// A connection without a client certificate.

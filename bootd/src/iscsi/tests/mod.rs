@@ -70,6 +70,7 @@ impl Server {
                 kind: VolumeKind::Plain,
                 image: None,
                 size_bytes: 64 << 20,
+                farm: None,
             };
             volumes.ensure(&spec).expect("made");
         }

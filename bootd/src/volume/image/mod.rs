@@ -1,16 +1,23 @@
-//! The image store, read only: manifests, files, and open disks. Its layout is croft-proto's.
+//! The image store: manifests, files, open disks, and the removal of what nobody names. Its layout
+//! is croft-proto's; other programs add to it.
+
+mod collect;
+mod disk;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use croft_proto::{ImageKind, ImageName, ImageVersion, Manifest};
 
+pub use collect::Collected;
+pub use disk::ImageDisk;
+
 use super::error::VolumeError;
 use super::layer::Base;
+use super::observer::{Observer, Report};
 use super::{Extent, Volume};
 
 /// One version of an image.
@@ -28,36 +35,25 @@ pub struct ImageInfo {
     pub current: bool,
 }
 
-/// An image's disk, open.
-#[derive(Debug)]
-pub struct ImageDisk {
-    version: ImageVersion,
-    file: File,
-    size: u64,
-}
-
-impl Base for ImageDisk {
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(buffer, offset)
-    }
-}
-
 /// Images on disk. Another program may add some at any time; nothing is ever changed.
 #[derive(Debug)]
 pub struct ImageStore {
     dir: PathBuf,
     manifests: Mutex<HashMap<ImageVersion, Arc<Manifest>>>,
     disks: Mutex<HashMap<ImageVersion, Weak<ImageDisk>>>,
+    observer: Arc<Observer>,
 }
 
 impl ImageStore {
     /// Uses the store in `dir`; it may be empty or not exist yet.
     pub fn open(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), manifests: Mutex::default(), disks: Mutex::default() }
+        let (manifests, disks) = (Mutex::default(), Mutex::default());
+        Self { dir: dir.into(), manifests, disks, observer: Arc::default() }
+    }
+
+    /// Where reports go from now on. It must not wait.
+    pub fn listen(&self, listener: impl Fn(Report) + Send + Sync + 'static) {
+        self.observer.listen(listener);
     }
 
     /// Every version in the store. Manifests that cannot be used are left out, and logged.
@@ -152,7 +148,8 @@ impl ImageStore {
         if let Some(disk) = disks.get(&version).and_then(Weak::upgrade) {
             return Ok(disk);
         }
-        let size = self.manifest(version)?.disk().size;
+        let manifest = self.manifest(version)?;
+        let size = manifest.disk().size;
         let path = self.blob_path(version, "disk")?;
         let open = || {
             let file = File::open(&path)?;
@@ -164,10 +161,30 @@ impl ImageStore {
             let fault = format!("its disk has {length} bytes instead of {size}");
             return Err(VolumeError::DamagedImage { version, fault });
         }
-        let disk = Arc::new(ImageDisk { version, file, size });
+        let observer = Arc::clone(&self.observer);
+        let disk = Arc::new(ImageDisk::new(version, file, manifest, observer));
         disks.retain(|_, disk| disk.strong_count() > 0);
         disks.insert(version, Arc::downgrade(&disk));
         Ok(disk)
+    }
+
+    /// Verifies one chunk of a version's disk against its manifest; `false` if it has no such
+    /// chunk. A corrupt one is reported, and is not served from then on.
+    ///
+    /// # Errors
+    /// No such version, its disk cannot be read, or the chunk is corrupt.
+    pub fn verify(&self, version: ImageVersion, chunk: u64) -> Result<bool, VolumeError> {
+        let disk = self.open_disk(version)?;
+        if chunk >= disk.chunks() {
+            return Ok(false);
+        }
+        disk.look(chunk).map_err(|source| VolumeError::Io {
+            volume: format!("image {version}"),
+            operation: "reading the image",
+            offset: chunk * croft_proto::CHUNK_SIZE,
+            source,
+        })?;
+        Ok(true)
     }
 }
 
@@ -224,11 +241,11 @@ impl Volume for ImageVolume {
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), VolumeError> {
         self.check(offset, buffer.len() as u64)?;
-        let inside = self.disk.size.saturating_sub(offset).min(buffer.len() as u64) as usize;
+        let inside = self.disk.size().saturating_sub(offset).min(buffer.len() as u64) as usize;
         let (below, beyond) = buffer.split_at_mut(inside);
         beyond.fill(0);
         Base::read_at(&*self.disk, offset, below).map_err(|source| VolumeError::Io {
-            volume: format!("{} (image {})", self.name, self.disk.version.short()),
+            volume: format!("{} (image {})", self.name, self.disk.version().short()),
             operation: "reading the image",
             offset,
             source,
