@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use croft_proto::{FarmName, VolumeId};
 
-use crate::scsi::{self, LogicalUnit, Nexus, Reply, Sense, Step, UnitView};
+use crate::scsi::{
+    self, Done, Job, Lasting, LogicalUnit, Nexus, Port, Reply, Sense, Step, UnitView,
+};
 use crate::test_support::data_image;
 use crate::volume::{ImageStore, Quota, VolumeKind, VolumeSpec, VolumeStore, Watcher};
 
@@ -24,12 +27,15 @@ fn store(dir: &Path) -> VolumeStore {
 }
 
 /// The volume as two sessions see it.
-fn sessions(store: &VolumeStore) -> [UnitView; 2] {
-    let unit = Arc::new(LogicalUnit::new(store.get(&id()).expect("open")));
+fn sessions(dir: &Path, store: &VolumeStore) -> [UnitView; 2] {
+    let volume = store.get(&id()).expect("open");
+    let lasting = Lasting::open(dir.join("a.pr"), volume.identity()).expect("nothing reserved");
+    let unit = Arc::new(LogicalUnit::new(volume, Arc::new(lasting)));
     let watcher = Arc::clone(&unit) as Arc<dyn Watcher>;
     unit.volume().watch(Arc::downgrade(&watcher));
     [1, 2].map(|n| {
-        let nexus = Arc::new(Nexus::new(n));
+        let initiator = format!("iqn.2026-11.internal.croft:{n}").parse().expect("valid");
+        let nexus = Arc::new(Nexus::new(n, Port { initiator, isid: [0; 6] }));
         unit.join(&nexus);
         UnitView { lun: 0, unit: Arc::clone(&unit), nexus, read_only: false }
     })
@@ -49,9 +55,14 @@ fn ready(view: &UnitView) -> Option<Sense> {
 }
 
 /// WRITE (10) of one 4 KiB block.
-fn write(view: &UnitView, block: u8) -> Result<bool, Sense> {
+fn write(view: &UnitView, block: u8) -> Result<Done, Sense> {
     match scsi::begin(view, &cdb(&[0x2a, 0, 0, 0, 0, block * 8, 0, 0, 8]), 4096) {
-        Step::Collect { length: 4096, action } => scsi::finish(view, action, &[1; 4096]),
+        Step::Collect { length: 4096, action } => {
+            let cancelled = AtomicBool::new(false);
+            let views = std::slice::from_ref(view);
+            let job = Job { view, views, started: view.aborts(), cancelled: &cancelled };
+            scsi::finish(&job, action, &[1; 4096])
+        }
         Step::Done(Reply { sense: Some(sense), .. }) => Err(sense),
         other => panic!("WRITE wants {other:?}"),
     }
@@ -63,7 +74,7 @@ fn every_session_is_told_once_that_a_volume_has_grown() {
     let store = store(dir.path());
     let (kind, image, farm) = (VolumeKind::Plain, None, None);
     store.ensure(&VolumeSpec { id: id(), kind, image, size_bytes: 1 << 20, farm }).expect("made");
-    let views = sessions(&store);
+    let views = sessions(dir.path(), &store);
     assert_eq!(ready(&views[0]), None);
     store.grow(&id(), 2 << 20).expect("grown");
     for view in &views {
@@ -82,17 +93,17 @@ fn a_farm_is_told_of_its_threshold_and_stopped_at_its_quota() {
     store.set_quotas(&BTreeMap::from([(farm(), quota)]));
     let (kind, image, farm) = (VolumeKind::Plain, None, Some(farm()));
     store.ensure(&VolumeSpec { id: id(), kind, image, size_bytes: 1 << 20, farm }).expect("made");
-    let views = sessions(&store);
-    assert_eq!(write(&views[0], 0), Ok(false));
+    let views = sessions(dir.path(), &store);
+    assert_eq!(write(&views[0], 0), Ok(Done::Good));
     assert_eq!(ready(&views[1]), None);
-    assert_eq!(write(&views[0], 1), Ok(false));
+    assert_eq!(write(&views[0], 1), Ok(Done::Good));
     for view in &views {
         assert_eq!(ready(view), Some(Sense::attention(0x38, 0x07)));
         assert_eq!(ready(view), None);
     }
-    assert_eq!(write(&views[1], 2), Ok(false));
+    assert_eq!(write(&views[1], 2), Ok(Done::Good));
     assert_eq!(write(&views[1], 3), Err(Sense::new(0x07, 0x27, 0x07)));
-    assert_eq!(write(&views[1], 2), Ok(false), "what it has can be overwritten");
+    assert_eq!(write(&views[1], 2), Ok(Done::Good), "what it has can be overwritten");
 }
 
 #[test]
@@ -105,7 +116,7 @@ fn a_corrupt_image_is_a_medium_error() {
     let store = store(dir.path());
     let (kind, image, farm) = (VolumeKind::Root, Some(version), None);
     store.ensure(&VolumeSpec { id: id(), kind, image, size_bytes: 0, farm }).expect("made");
-    let [view, _] = sessions(&store);
+    let [view, _] = sessions(dir.path(), &store);
     let error = view.unit.volume().read_at(0, &mut [0; 4096]).expect_err("corrupt");
     assert_eq!(scsi::sense_of(&error), Sense::new(0x03, 0x11, 0x00));
 }

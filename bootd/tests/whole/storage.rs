@@ -19,7 +19,10 @@ async fn volume(site: &Site, id: &str) -> Option<edge::StoredVolume> {
 
 #[test]
 fn control_takes_snapshots_and_clones_which_outlive_bootd() {
-    if !namespace::enter("storage::control_takes_snapshots_and_clones_which_outlive_bootd") {
+    if !namespace::enter(
+        "storage::control_takes_snapshots_and_clones_which_outlive_bootd",
+        super::LINKS,
+    ) {
         return;
     }
     let dir = tempfile::tempdir().expect("temporary directory");
