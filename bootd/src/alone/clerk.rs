@@ -7,24 +7,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
-use croft_proto::{MacAddr, NodeName, RoleName, SegmentName};
-use tokio_util::sync::CancellationToken;
+use croft_proto::{NodeName, RoleName, SegmentName};
 
 use super::identity::{Places, Who, recognise};
 use super::leases::{Lease, Leases, Taken};
 use super::plan::{CircuitId, Link, Machine, Plan};
 use super::rules::{Family, Sender};
 use super::state::Want;
-use super::{Ledger, Registrar, RegistrarError};
+use super::{Ledger, Registrar, upkeep};
 use crate::boot::decide::{self, Answer, Standing, Terms};
 use crate::boot::{Desk, Records};
 use crate::desired::Assignment;
 use crate::dhcp::packet::{Client, Kind, Reply, ReplyKind, Request};
 use crate::events::Notice;
 use crate::keeper::Sessions;
-
-/// How often nodes that are gone are forgotten.
-const TIDY: Duration = Duration::from_secs(30);
 
 /// How long a script waits for its node's root volume to be made.
 const PREPARATION: Duration = Duration::from_secs(5);
@@ -43,9 +39,9 @@ pub(crate) struct ClerkParts {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Clerk {
-    parts: ClerkParts,
+    pub(super) parts: ClerkParts,
     /// By the name of the subnet.
-    tables: Mutex<HashMap<SegmentName, Leases>>,
+    pub(super) tables: Mutex<HashMap<SegmentName, Leases>>,
     places: Mutex<Places>,
     /// Addresses whose assignment is being written down.
     coming: Mutex<HashSet<(SegmentName, Ipv4Addr)>>,
@@ -66,7 +62,7 @@ struct Case<'a> {
 impl Clerk {
     /// A clerk with the leases of an earlier run.
     pub(crate) fn new(parts: ClerkParts, leases: Vec<Lease>) -> Self {
-        let tables = tables(&parts.plan.load(), leases, &[]);
+        let tables = upkeep::tables(&parts.plan.load(), leases, &[]);
         let (places, coming) = (Mutex::default(), Mutex::default());
         Self { parts, tables: Mutex::new(tables), places, coming }
     }
@@ -390,92 +386,6 @@ impl Clerk {
         let _ = tokio::time::timeout(PREPARATION, wait).await;
     }
 
-    /// Takes another file, whole or not at all.
-    ///
-    /// # Errors
-    /// It was not taken. None: bootd is stopping.
-    pub(crate) async fn reload(&self, plan: Plan) -> Option<Result<(), RegistrarError>> {
-        let result = self.parts.registrar.reload(plan).await?;
-        if result.is_ok() {
-            let mut tables = lock(&self.tables);
-            let leases = tables.values().flat_map(Leases::all).collect();
-            let kept: Vec<_> = tables.values().flat_map(Leases::kept).collect();
-            *tables = self::tables(&self.parts.plan.load(), leases, &kept);
-        }
-        Some(result)
-    }
-
-    /// Keeps pools and assignments in step until `cancel`: an address that a node serves under is
-    /// nobody else's, and a node that is gone is forgotten when its lease is over.
-    pub(crate) async fn run(self: Arc<Self>, cancel: CancellationToken) {
-        let mut changes = self.parts.desk.watch_desired();
-        let mut ticks = tokio::time::interval(TIDY);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            self.reserve();
-            tokio::select! {
-                () = cancel.cancelled() => return,
-                Ok(()) = changes.changed() => {}
-                _ = ticks.tick() => {
-                    let gone = self.gone();
-                    if !gone.is_empty() {
-                        tracing::info!(nodes = gone.len(), "forgot nodes whose leases are over");
-                        self.parts.registrar.withdraw(gone).await;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Keeps the addresses of assignments out of the pools.
-    fn reserve(&self) {
-        let desired = self.parts.desk.desired();
-        let plan = self.parts.plan.load();
-        let mut tables = lock(&self.tables);
-        let mut wanted: HashMap<&SegmentName, HashMap<Ipv4Addr, MacAddr>> = HashMap::new();
-        for assignment in desired.assignments.values() {
-            let link = plan.link_of(&assignment.segment, assignment.address);
-            let node = desired.nodes.get(&assignment.node);
-            if let (Some(link), Some(node)) = (link, node) {
-                wanted.entry(&link.name).or_default().insert(assignment.address, node.boot_nic());
-            }
-        }
-        for (name, table) in tables.iter_mut() {
-            let wanted = wanted.remove(name).unwrap_or_default();
-            let kept: Vec<_> = table.kept().collect();
-            for (address, _) in kept.iter().filter(|(a, mac)| wanted.get(a) != Some(mac)) {
-                table.unreserve(*address);
-            }
-            for (address, mac) in wanted {
-                table.reserve(address, mac);
-            }
-        }
-    }
-
-    /// Nodes without a lease, an agent, a session and anything that must be kept.
-    fn gone(&self) -> Vec<NodeName> {
-        let desired = self.parts.desk.desired();
-        let plan = self.parts.plan.load();
-        let busy: HashSet<NodeName> =
-            self.parts.sessions.open_sessions().into_iter().map(|session| session.node).collect();
-        let now = now_ms();
-        let tables = lock(&self.tables);
-        let is_gone = |a: &&Assignment| {
-            let link = plan.link_of(&a.segment, a.address);
-            let table = link.and_then(|link| tables.get(&link.name));
-            let pooled = link.is_some_and(|link| is_pooled(link, a.address));
-            let mac = desired.nodes.get(&a.node).map(|node| node.boot_nic());
-            let leased = table.zip(mac).is_some_and(|(t, mac)| t.held(mac, now).is_some());
-            let kept = a.root_volume.as_ref().and_then(|id| desired.volumes.get(id));
-            pooled
-                && !leased
-                && !kept.is_some_and(|volume| volume.persistent)
-                && !busy.contains(&a.node)
-                && !self.parts.desk.presence().seen(&a.node).attached
-        };
-        desired.assignments.values().filter(is_gone).map(|a| a.node.clone()).collect()
-    }
-
     /// Addresses of a subnet to be probed now.
     pub(super) fn probe_next(&self, link: &Link, most: usize) -> Vec<Ipv4Addr> {
         self.with_table(link, |table| table.probe_next(most, now_ms())).unwrap_or_default()
@@ -521,7 +431,7 @@ impl Clerk {
     }
 }
 
-fn is_pooled(link: &Link, address: Ipv4Addr) -> bool {
+pub(super) fn is_pooled(link: &Link, address: Ipv4Addr) -> bool {
     link.pools.iter().any(|pool| pool.contains(address))
 }
 
@@ -548,34 +458,12 @@ fn terms(link: &Link) -> Terms {
     Terms { server: link.server, subnet: link.subnet, lease_s: link.lease_s, more }
 }
 
-fn tables(
-    plan: &Plan,
-    leases: Vec<Lease>,
-    kept: &[(Ipv4Addr, MacAddr)],
-) -> HashMap<SegmentName, Leases> {
-    let now = now_ms();
-    let fixed: Vec<Ipv4Addr> = plan.machines.list.iter().filter_map(|m| m.address).collect();
-    let table = |link: &Link| {
-        let inside = fixed.iter().copied().filter(|address| link.subnet.contains(address));
-        let reserved = inside.chain([link.server]).chain(link.gateway);
-        let mut table = Leases::new(&link.pools, reserved.collect(), now);
-        for (address, mac) in kept.iter().filter(|(address, _)| link.subnet.contains(address)) {
-            table.reserve(*address, *mac);
-        }
-        for lease in leases.iter().filter(|lease| link.subnet.contains(&lease.address)) {
-            table.restore(*lease);
-        }
-        (link.name.clone(), table)
-    };
-    plan.links.iter().map(table).collect()
-}
-
-fn now_ms() -> u64 {
+pub(super) fn now_ms() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use tokio_util::sync::CancellationToken;
+
 use super::*;
 use crate::alone::plan::tests::FILE;
 use crate::alone::{Registrar, RegistrarParts};

@@ -16,6 +16,7 @@ mod read;
 mod registrar;
 mod rules;
 mod state;
+mod upkeep;
 
 pub(crate) use clerk::{Clerk, ClerkParts};
 pub(crate) use explain::{Question, explain};

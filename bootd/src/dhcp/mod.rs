@@ -6,6 +6,7 @@ pub(crate) mod rom;
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use croft_proto::SegmentName;
 use tokio::net::UdpSocket;
@@ -26,6 +27,9 @@ pub(crate) const BOOT_SERVER_PORT: u16 = 4011;
 /// Requests that are judged at once; what comes above that is dropped, and asked again. Some wait for
 /// a disk, some for a volume.
 const MAX_TASKS: usize = 2048;
+
+/// Answers of a socket that are logged in a second; a flood is told by debug messages alone.
+const MAX_LINES: u32 = 100;
 
 /// Who answers.
 #[derive(Debug, Clone)]
@@ -55,6 +59,7 @@ pub(crate) async fn serve(
     cancel: CancellationToken,
 ) -> std::io::Result<()> {
     let socket = Arc::new(socket);
+    let mut lines = (Instant::now(), 0);
     let mut tasks = JoinSet::new();
     let mut buffer = vec![0; MAX_REQUEST + 1];
     loop {
@@ -79,8 +84,13 @@ pub(crate) async fn serve(
                     tracing::debug!(%segment, mac = %request.mac, "too many requests at once");
                     continue;
                 }
+                if lines.0.elapsed() >= Duration::from_secs(1) {
+                    lines = (Instant::now(), 0);
+                }
+                lines.1 += 1;
+                let loud = lines.1 <= MAX_LINES;
                 let (socket, who) = (Arc::clone(&socket), who.clone());
-                tasks.spawn(answer(socket, segment.clone(), who, request, from));
+                tasks.spawn(answer(socket, segment.clone(), who, request, from, loud));
             }
         }
     }
@@ -94,6 +104,7 @@ async fn answer(
     who: Who,
     request: Request,
     from: SocketAddr,
+    loud: bool,
 ) {
     let reply = match who {
         Who::Desk(desk) => desk.dhcp(&segment, &request).await,
@@ -110,6 +121,7 @@ async fn answer(
     };
     let to = destination(&request, &reply, from);
     match socket.send_to(&bytes, to).await {
+        Ok(_) if !loud => tracing::debug!(%segment, %mac, "answered DHCP"),
         Ok(_) => tracing::info!(
             %segment, %mac, kind = ?reply.kind, client = ?request.client,
             address = %reply.yiaddr, file = reply.file, "answered DHCP"

@@ -2,7 +2,8 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -73,14 +74,23 @@ impl Client {
     }
 
     fn receive(&self, socket: &UdpSocket) -> Option<Answer> {
+        let deadline = Instant::now() + Duration::from_secs(1);
         let mut answer = vec![0; 1500];
-        let length = match socket.recv(&mut answer) {
-            Ok(length) => length,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
-            Err(error) => panic!("DHCP answer: {error}"),
+        let length = loop {
+            let length = match socket.recv(&mut answer) {
+                Ok(length) => length,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                Err(error) => panic!("DHCP answer: {error}"),
+            };
+            // Others are answered by broadcast, too.
+            if (&answer[4..8], &answer[28..34]) == (&b"xid!"[..], &self.mac[..]) {
+                break length;
+            }
+            if Instant::now() > deadline {
+                return None;
+            }
         };
         assert!(length >= 300, "{length} bytes are too few for old relays");
-        assert_eq!((&answer[4..8], &answer[28..34]), (&b"xid!"[..], &self.mac[..]));
         assert_eq!(answer[240], 53, "option 53 comes first");
         let file: Vec<u8> = answer[108..236].iter().copied().take_while(|b| *b != 0).collect();
         Some(Answer {
@@ -89,6 +99,28 @@ impl Client {
             file: String::from_utf8(file).expect("text"),
         })
     }
+}
+
+/// Sends so many DISCOVERs a second, each from another MAC address, until told to stop; returns how
+/// many.
+pub fn flood(device: &'static str, per_second: u32, stop: &AtomicBool) -> u32 {
+    let client = Client::new(device, [0x52, 0x54, 0, 0, 0, 0]);
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).expect("socket");
+    socket.bind_device(Some(device.as_bytes())).expect("device");
+    socket.set_broadcast(true).expect("broadcast");
+    let socket: UdpSocket = socket.into();
+    let (start, mut sent) = (Instant::now(), 0_u32);
+    while !stop.load(Ordering::Relaxed) {
+        let due = start.elapsed().as_secs_f64() * f64::from(per_second);
+        while f64::from(sent) < due {
+            let mut message = client.message(1, Ipv4Addr::UNSPECIFIED, BIOS);
+            message[29..33].copy_from_slice(&sent.to_be_bytes());
+            socket.send_to(&message, (Ipv4Addr::BROADCAST, 67)).expect("sent");
+            sent += 1;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    sent
 }
 
 /// Fetches a file of one block.

@@ -4,6 +4,8 @@ mod client;
 mod site;
 
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use client::{BIOS, Client, IPXE};
 use nix::sys::signal::Signal;
@@ -209,6 +211,48 @@ fn used_addresses_are_found_before_they_are_given() {
         let offer = until("an offer", || node.dhcp(1, BIOS));
         assert_eq!(offer.address, Ipv4Addr::new(10, 20, 1, 101));
     }
+    assert!(site.end(Signal::SIGTERM).success());
+}
+
+/// One host that invents a MAC address for each of its DISCOVERs, ten thousand a second.
+#[test]
+fn invented_clients_take_neither_addresses_nor_time_from_a_boot() {
+    if !enter("invented_clients_take_neither_addresses_nor_time_from_a_boot") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let mut site = Site::new(dir.path(), FILE);
+    site.start();
+    until("the segment is served", || Client::new("node0", [0, 0x11, 0, 0, 0, 1]).dhcp(1, &[]));
+    // A conversation as a client has it: it asks again when an answer is lost.
+    let boot = |last: u8| {
+        let start = Instant::now();
+        let node = Client::new("node0", [0x52, 0x54, 0, 0, 8, last]);
+        let acknowledged = until("an address", || {
+            let own = node.dhcp(1, BIOS)?.address.octets();
+            node.dhcp(3, &with(BIOS, &[(50, &own), SERVER])).filter(|answer| answer.kind == 5)
+        });
+        assert_eq!(acknowledged.file, "undionly.kpxe");
+        start.elapsed()
+    };
+    let mut calm: Vec<_> = (0..5).map(boot).collect();
+    let stop = AtomicBool::new(false);
+    let mut busy: Vec<_> = std::thread::scope(|scope| {
+        let flood = scope.spawn(|| client::flood("node0", 10_000, &stop));
+        let busy = (100..105).map(boot).collect();
+        stop.store(true, Ordering::Relaxed);
+        let sent = flood.join().expect("no panic");
+        assert!(sent > 0, "there was no flood");
+        busy
+    });
+    calm.sort();
+    busy.sort();
+    println!("boot conversation: {:?} alone, {:?} in the flood", calm[2], busy[2]);
+    // Twice its time, and what a client waits that lost an answer in the flood, twice.
+    assert!(busy[2] < 2 * calm[2] + Duration::from_secs(2), "{calm:?} {busy:?}");
+    // Ten of twenty addresses are leased, however many were offered.
+    let next = Client::new("node0", [0x52, 0x54, 0, 0, 8, 200]);
+    until("an offer after the flood", || next.dhcp(1, BIOS));
     assert!(site.end(Signal::SIGTERM).success());
 }
 
