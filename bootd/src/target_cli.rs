@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use croft_proto::{ImageName, Iqn, SegmentName, VolumeId};
+use croft_proto::{ImageName, Iqn, Secret, SegmentName, VolumeId};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +45,13 @@ pub struct TargetArgs {
     /// Address and port to listen on.
     #[arg(long, default_value = "127.0.0.1:3260")]
     pub listen: SocketAddr,
+    /// File with the CHAP secret that initiators must know, in its first line; in a second line, if
+    /// there is one, the target's own for mutual CHAP. The CHAP name is the initiator's name.
+    #[arg(long)]
+    pub chap_file: Option<PathBuf>,
+    /// Send every login to this address instead.
+    #[arg(long)]
+    pub redirect: Option<SocketAddr>,
     /// The target's name.
     #[arg(long, default_value = "iqn.2026-11.internal.croft:test")]
     pub target: String,
@@ -56,6 +63,15 @@ pub enum TargetError {
     /// The target's name is not an iSCSI name.
     #[error("--target")]
     Name(#[from] croft_proto::InvalidIqn),
+    /// The secrets could not be read.
+    #[error("reading the CHAP secrets in {}: write a secret in its first line", path.display())]
+    Secrets {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The volume could not be made.
     #[error("preparing the volume")]
     Volume(#[from] VolumeError),
@@ -112,7 +128,18 @@ pub async fn run(args: TargetArgs, cancel: CancellationToken) -> Result<(), Targ
     let volumes = prepared.map_err(TargetError::CutOff)??;
     let access = if args.read_only { Access::ReadOnly } else { Access::ReadWrite };
     let units = vec![Unit { lun: 0, volume: id, access }];
-    let zones = Arc::new(ZoneTable::open(OpenExport { target: target.clone(), units }));
+    let (secret, target_secret) = match &args.chap_file {
+        Some(path) => secrets(path)?,
+        None => (None, None),
+    };
+    let export = OpenExport {
+        target: target.clone(),
+        units,
+        secret,
+        target_secret,
+        redirect: args.redirect,
+    };
+    let zones = Arc::new(ZoneTable::open(export));
     let reservations = args.store.join("reservations");
     let (events, mut notices) = Events::channel(64);
     // Measurements open many connections from one address.
@@ -132,4 +159,14 @@ pub async fn run(args: TargetArgs, cancel: CancellationToken) -> Result<(), Targ
             Some(notice) = notices.recv() => tracing::info!(kind = notice.kind, "{}", notice.text),
         }
     }
+}
+
+/// The secrets of a CHAP file: what initiators must know, and the target's own.
+fn secrets(path: &Path) -> Result<(Option<Secret>, Option<Secret>), TargetError> {
+    let failed = |source| TargetError::Secrets { path: path.to_owned(), source };
+    let text = std::fs::read_to_string(path).map_err(failed)?;
+    let mut lines = text.lines().map(|line| Secret::new(line.to_owned()));
+    let first = lines.next().filter(|secret| !secret.expose().is_empty());
+    let first = first.ok_or_else(|| failed(std::io::ErrorKind::InvalidData.into()))?;
+    Ok((Some(first), lines.next()))
 }

@@ -5,7 +5,7 @@
 //! question costs one atomic load while nothing has changed, so it is asked at every command.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -51,6 +51,11 @@ pub struct Grant {
     pub target: Iqn,
     /// CHAP secret. An empty one admits nobody.
     pub secret: Secret,
+    /// Secret with which the target proves itself to an initiator that asks (mutual CHAP); another
+    /// than `secret`, or such a login is refused.
+    pub target_secret: Option<Secret>,
+    /// Where else the target is served: logins are sent there.
+    pub redirect: Option<SocketAddr>,
     /// What the target shows it.
     pub units: Vec<Unit>,
 }
@@ -91,13 +96,20 @@ impl Admission {
     }
 }
 
-/// A target that anybody who can reach the portal may use: for measurements and conformance runs.
+/// A target that anybody who can reach the portal, and knows its secret if it has one, may use: for
+/// measurements and conformance runs.
 #[derive(Debug, Clone)]
 pub struct OpenExport {
     /// The target's name.
     pub target: Iqn,
     /// What it shows.
     pub units: Vec<Unit>,
+    /// CHAP secret that everybody has to know; without one nobody is asked.
+    pub secret: Option<Secret>,
+    /// As in [`Grant`].
+    pub target_secret: Option<Secret>,
+    /// As in [`Grant`].
+    pub redirect: Option<SocketAddr>,
 }
 
 #[derive(Debug)]
@@ -125,7 +137,7 @@ impl ZoneTable {
         Self::with(Rules::Zones(HashMap::new()))
     }
 
-    /// A table that admits every initiator to one target, without authentication.
+    /// A table that admits every initiator to one target.
     pub fn open(export: OpenExport) -> Self {
         Self::with(Rules::Open(export))
     }
@@ -220,10 +232,13 @@ fn admit_anybody(
         address,
         initiator: initiator.clone(),
         target: export.target.clone(),
-        secret: Secret::new(String::new()),
+        secret: export.secret.clone().unwrap_or_else(|| Secret::new(String::new())),
+        target_secret: export.target_secret.clone(),
+        redirect: export.redirect,
         units: export.units.clone(),
     };
-    Admission { grant: Arc::new(grant), authenticate: false, displaces: false }
+    let authenticate = export.secret.is_some();
+    Admission { grant: Arc::new(grant), authenticate, displaces: false }
 }
 
 #[cfg(test)]
@@ -241,6 +256,8 @@ mod tests {
             segment: "seg100".parse().expect("valid"),
             address: Ipv4Addr::new(10, 20, 0, 11),
             secret: Secret::new("0123456789abcdef".to_owned()),
+            target_secret: None,
+            redirect: None,
             units: Vec::new(),
         }
     }

@@ -36,6 +36,8 @@ fn grant(desired: &Desired, boot: &Boot) -> Option<Grant> {
         initiator: Iqn::initiator(&boot.node),
         target: Iqn::target(&assignment.member),
         secret: boot.chap.clone()?,
+        target_secret: None,
+        redirect: None,
         units,
     })
 }

@@ -1,16 +1,16 @@
 //! The login phase (RFC 7143 sections 6.3, 11.12 and 11.13), as a state machine without a socket:
 //! request in, response out.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use croft_proto::{Iqn, SegmentName};
 
-use super::chap::Challenge;
+use super::chap::{Algorithm, Challenge, MAX_CHALLENGE, MAX_RESPONSE};
 use super::params::Params;
 use super::pdu::{Header, Pdu, opcode};
 use super::text::{self, Answer};
 use crate::scsi::PORTAL_GROUP;
-use crate::zone::{Admission, ZoneTable};
+use crate::zone::{Admission, Grant, ZoneTable};
 
 /// Most text that one request, continued over several PDUs, may have.
 const MAX_TEXT: usize = 16 << 10;
@@ -28,13 +28,23 @@ const FULL_FEATURE: u8 = 3;
 pub(crate) struct Refusal {
     pub status: u16,
     pub reason: &'static str,
+    /// No refusal but good advice: where the target is.
+    elsewhere: Option<SocketAddr>,
 }
 
 impl Refusal {
-    const fn new(status: u16, reason: &'static str) -> Self {
-        Self { status, reason }
+    pub const fn new(status: u16, reason: &'static str) -> Self {
+        Self { status, reason, elsewhere: None }
+    }
+
+    /// Whether somebody may have guessed at a secret.
+    pub fn is_authentication(&self) -> bool {
+        self.status == AUTHENTICATION
     }
 }
+
+/// The target has moved for the time being.
+const MOVED: u16 = 0x0101;
 
 const INITIATOR_ERROR: u16 = 0x0200;
 const AUTHENTICATION: u16 = 0x0201;
@@ -80,6 +90,8 @@ pub(crate) enum Outcome {
     Done(Header, Vec<u8>, Box<LoggedIn>),
     /// Send this and close.
     Refused(Header, Refusal),
+    /// Send this and close: the initiator goes where it says.
+    Redirected(Header, Vec<u8>),
 }
 
 /// Sets the session handle in a final login response.
@@ -159,7 +171,12 @@ impl<'a> Login<'a> {
             Ok(Some((data, Some(done)))) => Outcome::Done(response, data, done),
             Err(refusal) => {
                 refuse(&mut response, refusal.status);
-                Outcome::Refused(response, refusal)
+                let Some(address) = refusal.elsewhere else {
+                    return Outcome::Refused(response, refusal);
+                };
+                let mut answer = Answer::default();
+                answer.push("TargetAddress", format!("{address},{PORTAL_GROUP}"));
+                Outcome::Redirected(response, answer.into_bytes())
             }
         }
     }
@@ -287,6 +304,10 @@ impl<'a> Login<'a> {
             if target != admission.grant.target.as_str() {
                 return Err(Refusal::new(NOT_FOUND, "it asks for a target that is not its own"));
             }
+            if let Some(address) = admission.grant.redirect {
+                let reason = "its target is served elsewhere";
+                return Err(Refusal { status: MOVED, reason, elsewhere: Some(address) });
+            }
         }
         // A discovery session only tells a node its own target's name, from its own address.
         let discovery = self.kind == SessionKind::Discovery;
@@ -324,13 +345,14 @@ impl<'a> Login<'a> {
                 }
             }
             "CHAP_A" => {
-                // MD5, by its number in the PPP registry.
-                if !matches!(self.proof, Proof::Chap) || !value.split(',').any(|a| a == "5") {
+                let algorithm = Algorithm::choose(value);
+                let algorithm = algorithm.filter(|_| matches!(self.proof, Proof::Chap));
+                let Some(algorithm) = algorithm else {
                     return wrong("it offers no CHAP algorithm that is served");
-                }
-                let challenge = Challenge::new()
+                };
+                let challenge = Challenge::new(algorithm)
                     .map_err(|_| Refusal::new(UNAVAILABLE, "there is no randomness"))?;
-                answer.push("CHAP_A", 5);
+                answer.push("CHAP_A", algorithm as u8);
                 answer.push("CHAP_I", challenge.identifier);
                 answer.push("CHAP_C", text::to_hex(&challenge.bytes));
                 self.proof = Proof::Challenged(challenge);
@@ -343,16 +365,16 @@ impl<'a> Login<'a> {
                 else {
                     return wrong("it answers a challenge that was not sent");
                 };
-                let response = text::binary(value, 16).unwrap_or_default();
+                let response = text::binary(value, MAX_RESPONSE).unwrap_or_default();
                 let proven = challenge.proves(&admission.grant.secret, &response);
                 if !proven || name != Some(admission.grant.initiator.as_str()) {
                     return wrong("its CHAP answer is wrong");
                 }
+                prove_ourselves(pairs, &challenge, &admission.grant, answer)?;
                 self.proof = Proof::Done;
             }
-            // Taken together with CHAP_R.
-            "CHAP_N" => {}
-            "CHAP_I" | "CHAP_C" => return wrong("it wants mutual CHAP, which is not set up"),
+            // Taken together with CHAP_R, or means nothing.
+            "CHAP_N" | "CHAP_I" | "CHAP_C" => {}
             _ => answer.push(key, "NotUnderstood"),
         }
         Ok(())
@@ -396,3 +418,43 @@ impl<'a> Login<'a> {
         })))
     }
 }
+
+/// Answers the initiator's own challenge, if it sends one along with its proof (mutual CHAP).
+fn prove_ourselves(
+    pairs: &[(&str, &str)],
+    ours: &Challenge,
+    grant: &Grant,
+    answer: &mut Answer,
+) -> Result<(), Refusal> {
+    let value = |key| pairs.iter().find(|(k, _)| *k == key).map(|(_, value)| *value);
+    let wrong = |reason| Err(Refusal::new(AUTHENTICATION, reason));
+    let (identifier, challenge) = match (value("CHAP_I"), value("CHAP_C")) {
+        (None, None) => return Ok(()),
+        (Some(identifier), Some(challenge)) => (identifier, challenge),
+        _ => return wrong("its CHAP challenge is not whole"),
+    };
+    let secret = match &grant.target_secret {
+        None => return wrong("it wants mutual CHAP, which is not set up"),
+        Some(same) if *same == grant.secret => {
+            return wrong("it wants mutual CHAP, but both secrets are the same");
+        }
+        Some(secret) => secret,
+    };
+    let identifier = text::number(identifier).and_then(|n| u8::try_from(n).ok());
+    let challenge = text::binary(challenge, MAX_CHALLENGE).filter(|bytes| !bytes.is_empty());
+    let (Some(identifier), Some(challenge)) = (identifier, challenge) else {
+        return wrong("its CHAP challenge cannot be read");
+    };
+    // Our own, sent back, would have us do its work (RFC 7143 section 12.1.3).
+    if challenge == ours.bytes {
+        return wrong("it sends our own CHAP challenge back");
+    }
+    let response = ours.algorithm.respond(identifier, secret, &challenge);
+    answer.push("CHAP_N", &grant.target);
+    answer.push("CHAP_R", text::to_hex(&response));
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "login_tests.rs"]
+mod tests;

@@ -6,7 +6,7 @@
 //! that ends in the page cache is answered without a change of task. Only work that waits for the
 //! disk goes to other threads.
 //!
-//! `pdu`, `text`, `chap` and `params` are pure; `login` is a state machine without a socket;
+//! `pdu`, `text`, `chap`, `throttle` and `params` are pure; `login` is a state machine without a socket;
 //! `session` is full feature phase; `registry` knows all sessions; `portal` has the sockets.
 
 mod buffers;
@@ -19,11 +19,13 @@ mod management;
 mod params;
 mod pdu;
 mod portal;
+mod portals;
 mod refusals;
 mod registry;
 mod session;
 #[cfg(test)]
 mod tests;
 mod text;
+mod throttle;
 
 pub use portal::{Limits, Target};

@@ -5,7 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use croft_proto::{SegmentName, VolumeId};
@@ -17,9 +17,11 @@ use tokio_util::sync::CancellationToken;
 use super::buffers::Buffers;
 use super::login::{self, LoggedIn, Login, Outcome, Refusal, SessionKind};
 use super::pdu::{self, Digests, Header, Parsed};
+use super::portals::Portals;
 use super::refusals::{Refusals, Refused};
 use super::registry::{Registered, Registry, SessionInfo, UnitError};
 use super::session::{Session, Surroundings};
+use super::throttle::Throttle;
 use crate::durable::DurableError;
 use crate::events::Events;
 use crate::scsi::{Nexus, Port, UnitView};
@@ -40,6 +42,8 @@ pub struct Limits {
     pub per_peer: usize,
     /// From accepting a connection to full feature phase.
     pub login: Duration,
+    /// From asking sessions to log out, when the portal closes, to closing them.
+    pub farewell: Duration,
     /// Silence of an initiator until it is pinged; half of that again until it is given up.
     pub idle: Duration,
 }
@@ -50,6 +54,7 @@ impl Default for Limits {
             per_segment: 1024,
             per_peer: 16,
             login: Duration::from_secs(15),
+            farewell: Duration::from_secs(1),
             // iPXE cannot answer a ping, and its session idles while it fetches a kernel.
             idle: Duration::from_secs(60),
         }
@@ -65,8 +70,10 @@ struct Shared {
     zones: Arc<ZoneTable>,
     volumes: Arc<VolumeStore>,
     registry: Arc<Registry>,
+    portals: Arc<Portals>,
     refusals: Refusals,
     buffers: Arc<Buffers>,
+    throttle: Throttle,
     limits: Limits,
 }
 
@@ -130,8 +137,11 @@ impl Target {
     ) -> Self {
         let refusals = Refusals::new(events);
         let registry = Arc::new(Registry::new(reservations));
+        let (portals, throttle) = (Arc::default(), Throttle::default());
         let buffers = Arc::default();
-        Self(Arc::new(Shared { zones, volumes, registry, refusals, buffers, limits }))
+        let shared =
+            Shared { zones, volumes, registry, portals, refusals, buffers, throttle, limits };
+        Self(Arc::new(shared))
     }
 
     /// Drops all persistent reservations of a volume that begins anew or is gone: initiators take a
@@ -148,7 +158,8 @@ impl Target {
         self.0.registry.list()
     }
 
-    /// Serves one segment until cancelled; returns when all its sessions have ended.
+    /// Serves a portal of a segment until cancelled; returns when all its sessions have ended. A
+    /// segment may have several.
     pub async fn serve(
         &self,
         listener: TcpListener,
@@ -157,6 +168,10 @@ impl Target {
     ) {
         let peers = Arc::default();
         let mut connections = JoinSet::new();
+        let address = listener.local_addr();
+        if let Ok(address) = &address {
+            self.0.portals.open(&segment, *address);
+        }
         loop {
             let accepted = tokio::select! {
                 () = cancel.cancelled() => break,
@@ -189,6 +204,11 @@ impl Target {
             };
             connections.spawn(connection.run(stream));
         }
+        if let Ok(address) = address {
+            self.0.portals.close(&segment, address);
+        }
+        // Nobody is kept waiting in the queue of a portal that closes.
+        drop(listener);
         while let Some(ended) = connections.join_next().await {
             report_panic(ended);
         }
@@ -298,10 +318,13 @@ impl Connection {
             zones: Arc::clone(&self.shared.zones),
             registry: Arc::clone(&self.shared.registry),
             buffers: Arc::clone(&self.shared.buffers),
+            portals: Arc::clone(&self.shared.portals),
             segment: self.segment.clone(),
             peer: self.peer,
             id: registered.id,
             end: registered.end.clone(),
+            stop: self.cancel.clone(),
+            farewell: self.shared.limits.farewell,
             idle: self.shared.limits.idle,
         };
         let mut session = Session::new(stream, login, Arc::clone(&views), input, surroundings);
@@ -317,6 +340,8 @@ impl Connection {
     }
 
     async fn log_in(&self, stream: &mut TcpStream) -> io::Result<Option<Ready>> {
+        // Within the time for a login, so that who guesses in parallel does not get far.
+        tokio::time::sleep(self.shared.throttle.wait(self.peer, Instant::now())).await;
         let mut input = BytesMut::with_capacity(16 << 10);
         let mut login = Login::new(&self.shared.zones, &self.segment, self.peer);
         loop {
@@ -342,7 +367,14 @@ impl Connection {
             input.advance(used);
             match outcome {
                 Outcome::More(header, data) => send(stream, header, &data).await?,
+                Outcome::Redirected(header, data) => {
+                    send(stream, header, &data).await?;
+                    return Ok(None);
+                }
                 Outcome::Refused(header, refusal) => {
+                    if refusal.is_authentication() {
+                        self.shared.throttle.failed(self.peer, Instant::now());
+                    }
                     self.refuse(stream, header, login.initiator(), refusal).await?;
                     return Ok(None);
                 }
@@ -375,10 +407,12 @@ impl Connection {
         input: BytesMut,
     ) -> io::Result<Option<Ready>> {
         let initiator = login.admission.grant.initiator.clone();
-        let refusal = |status, reason| Refusal { status, reason };
-        let Some(registered) = self.shared.registry.enter(&login, &self.cancel).await else {
+        if login.admission.authenticate && login.kind == SessionKind::Normal {
+            self.shared.throttle.succeeded(self.peer);
+        }
+        let Some(registered) = self.shared.registry.enter(&login).await else {
             login::refuse(&mut header, login::OUT_OF_RESOURCES);
-            let refusal = refusal(login::OUT_OF_RESOURCES, "its old session does not end");
+            let refusal = Refusal::new(login::OUT_OF_RESOURCES, "its old session does not end");
             self.refuse(stream, header, Some(&initiator), refusal).await?;
             return Ok(None);
         };
@@ -391,7 +425,8 @@ impl Connection {
                     "a volume of a session cannot be opened"
                 );
                 login::refuse(&mut header, login::UNAVAILABLE);
-                let refusal = refusal(login::UNAVAILABLE, "a volume of its grant cannot be opened");
+                let refusal =
+                    Refusal::new(login::UNAVAILABLE, "a volume of its grant cannot be opened");
                 self.refuse(stream, header, Some(&initiator), refusal).await?;
                 return Ok(None);
             }

@@ -110,14 +110,10 @@ impl Registry {
     /// Enters a session, after one with the same names and ISID has ended with all its tasks
     /// (session reinstatement, RFC 7143 section 6.3.5). `None` if there is no room, or the old
     /// session does not end.
-    pub async fn enter(
-        self: &Arc<Self>,
-        login: &LoggedIn,
-        parent: &CancellationToken,
-    ) -> Option<Registered> {
+    pub async fn enter(self: &Arc<Self>, login: &LoggedIn) -> Option<Registered> {
         let deadline = tokio::time::Instant::now() + QUIESCE;
         loop {
-            let old = match self.try_enter(login, parent) {
+            let old = match self.try_enter(login) {
                 Ok(registered) => return registered,
                 Err(ended) => ended,
             };
@@ -128,7 +124,6 @@ impl Registry {
     fn try_enter(
         self: &Arc<Self>,
         login: &LoggedIn,
-        parent: &CancellationToken,
     ) -> Result<Option<Registered>, CancellationToken> {
         let grant = &login.admission.grant;
         let mut entries = self.lock();
@@ -148,7 +143,7 @@ impl Registry {
         let Some(tsih) = handles.find(|tsih| *tsih != 0 && !entries.contains_key(tsih)) else {
             return Ok(None);
         };
-        let end = parent.child_token();
+        let end = CancellationToken::new();
         let ended = CancellationToken::new();
         let info = SessionInfo {
             node: grant.node.clone(),

@@ -28,9 +28,10 @@ use super::data_out::Task;
 use super::login::{LoggedIn, SessionKind};
 use super::params::{MAX_RECEIVE, Params};
 use super::pdu::{self, Header, NO_TAG, Parsed, Pdu, opcode, reject};
+use super::portals::Portals;
 use super::registry::Registry;
 use super::text::{self, Answer};
-use crate::scsi::{Done, Sense, UnitView};
+use crate::scsi::{Done, PORTAL_GROUP, Sense, UnitView};
 use crate::zone::{Admission, ZoneTable};
 
 /// Commands that may be open at once.
@@ -46,19 +47,35 @@ pub(super) struct Surroundings {
     pub zones: Arc<ZoneTable>,
     pub registry: Arc<Registry>,
     pub buffers: Arc<Buffers>,
+    pub portals: Arc<Portals>,
     pub segment: SegmentName,
     pub peer: IpAddr,
     pub id: u64,
+    /// Ends the session at once.
     pub end: CancellationToken,
+    /// The portal closes: the initiator is asked to log out, and has `farewell` for it.
+    pub stop: CancellationToken,
+    pub farewell: Duration,
     pub idle: Duration,
 }
+
+/// Events of an asynchronous message (RFC 7143 section 11.9.1).
+mod event {
+    /// The initiator is asked to log out.
+    pub const LOG_OUT: u8 = 1;
+    /// All connections of the session will be closed.
+    pub const DROP_ALL: u8 = 3;
+}
+
+/// Seconds that an initiator is asked to wait before it comes again, once it was dropped.
+const COME_AGAIN: u16 = 1;
 
 /// Why a session is over.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum End {
     #[error("it was logged out")]
     LoggedOut,
-    #[error("its grant was revoked, or a newer session took its place, or bootd stops")]
+    #[error("its grant was revoked, or a newer session took its place, or its portal closes")]
     Ended,
     #[error("the initiator closed the connection")]
     Closed,
@@ -121,6 +138,8 @@ pub(super) struct Session {
     pinged: bool,
     /// No PDU is taken before this: a volume's limits are used up.
     pause: Option<Instant>,
+    /// It was asked to log out before then.
+    leave_by: Option<Instant>,
 }
 
 impl std::fmt::Debug for Session {
@@ -165,6 +184,7 @@ impl Session {
             next_tag: 1,
             closing: false,
             pinged: false,
+            leave_by: None,
             pause: None,
         }
     }
@@ -181,8 +201,40 @@ impl Session {
     pub async fn run(&mut self) -> End {
         match self.serve().await {
             Ok(never) => match never {},
+            Err(End::Ended) => {
+                self.drop_all();
+                End::Ended
+            }
             Err(end) => end,
         }
+    }
+
+    /// Says that the connection closes. If the socket takes it now: an initiator that does not read
+    /// is closed all the same.
+    fn drop_all(&mut self) {
+        self.tell(event::DROP_ALL, [0, COME_AGAIN, 0]);
+        if let Err(why) = self.try_send() {
+            tracing::debug!(peer = %self.around.peer, %why, "a session could not be told that it ends");
+        }
+    }
+
+    /// Asks the initiator to log out.
+    fn ask_to_leave(&mut self) {
+        let farewell = self.around.farewell;
+        self.leave_by = Some(Instant::now() + farewell);
+        let seconds = u16::try_from(farewell.as_millis().div_ceil(1000)).unwrap_or(u16::MAX);
+        self.tell(event::LOG_OUT, [0, 0, seconds]);
+    }
+
+    /// Sends an asynchronous message.
+    fn tell(&mut self, event: u8, parameters: [u16; 3]) {
+        let mut header = Header::new(opcode::ASYNC_MESSAGE);
+        header.set_u32(16, NO_TAG).set_byte(36, event);
+        for (at, parameter) in [38, 40, 42].into_iter().zip(parameters) {
+            header.0[at..at + 2].copy_from_slice(&parameter.to_be_bytes());
+        }
+        self.number(&mut header, true);
+        self.put(header, &[]);
     }
 
     /// Aborts what has not begun and waits for work in other threads; afterwards nothing of this
@@ -216,6 +268,10 @@ impl Session {
             tokio::select! {
                 biased;
                 () = self.around.end.cancelled() => return Err(End::Ended),
+                () = self.around.stop.cancelled(), if self.leave_by.is_none() => {
+                    self.ask_to_leave();
+                }
+                () = until(self.leave_by) => return Err(End::Ended),
                 written = writer.write(&self.out), if waiting > 0 => self.out.advance(written?),
                 read = receive(&mut reader, &mut self.input, &self.around.buffers), if take => {
                     if read? == 0 {
@@ -487,7 +543,7 @@ impl Session {
         self.put(header, &answer.into_bytes());
     }
 
-    /// The initiator's own target and nothing else.
+    /// The initiator's own target and nothing else, at every portal of its segment.
     fn send_targets(&self, which: &str, answer: &mut Answer) {
         let target = &self.admission.grant.target;
         let asked = match which {
@@ -499,7 +555,9 @@ impl Session {
         if asked {
             let address = SocketAddr::new(address.ip().to_canonical(), address.port());
             answer.push("TargetName", target);
-            answer.push("TargetAddress", format!("{address},1"));
+            for portal in self.around.portals.list(&self.around.segment, address) {
+                answer.push("TargetAddress", format!("{portal},{PORTAL_GROUP}"));
+            }
         }
     }
 }
@@ -518,6 +576,14 @@ async fn receive(
     // Not `try_read_buf`: after a read that leaves room this one knows that nothing more is there,
     // and the next wait begins without asking the kernel for it.
     reader.read_buf(input).await
+}
+
+/// Returns at this time, if there is one.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The next tag of ours; [`NO_TAG`] is none.

@@ -1,8 +1,8 @@
 //! Text segments of login and text requests: `key=value` pairs with a zero byte after each
 //! (RFC 7143 section 6.1).
 
-/// Most bytes of a value that is looked at; names and base64 secrets are shorter.
-const MAX_VALUE: usize = 1024;
+/// Most bytes of a value that is looked at: a challenge of 1024 bytes in hex is the longest.
+const MAX_VALUE: usize = 2 + 2 * 1024;
 
 /// Text that is not a list of pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use croft_proto::{Iqn, NodeName, Secret, SegmentName};
-use md5::{Digest, Md5};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -19,12 +18,16 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::events::{Events, Notice};
+use crate::iscsi::chap::Algorithm;
 use crate::iscsi::pdu::{self, Digests, HEADER, Header, NO_TAG, Parsed, opcode};
 use crate::iscsi::{Limits, Target, text};
 use crate::volume::{ImageStore, VolumeKind, VolumeSpec, VolumeStore};
 use crate::zone::{Access, Grant, Unit, ZoneTable};
 
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long tests that are not about it wait for initiators to log out.
+const FAREWELL: Duration = Duration::from_millis(50);
+const TARGET_SECRET: &str = "fedcba9876543210fedcba9876543210";
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
 struct Server {
@@ -48,6 +51,8 @@ fn grant(node: &str, window: u64) -> Grant {
         segment: "seg100".parse().expect("valid"),
         address: [127, 0, 0, 1].into(),
         secret: Secret::new(SECRET.to_owned()),
+        target_secret: Some(Secret::new(TARGET_SECRET.to_owned())),
+        redirect: None,
         units: vec![
             Unit { lun: 0, volume: "root".parse().expect("valid"), access: Access::ReadWrite },
             Unit { lun: 1, volume: "root".parse().expect("valid"), access: Access::ReadOnly },
@@ -62,6 +67,8 @@ impl Server {
     }
 
     async fn start_in(dir: tempfile::TempDir, limits: Limits) -> Self {
+        let usual = limits.farewell == Limits::default().farewell;
+        let limits = if usual { Limits { farewell: FAREWELL, ..limits } } else { limits };
         let images = Arc::new(ImageStore::open(dir.path().join("images")));
         let volumes = VolumeStore::open(dir.path().join("volumes"), images).expect("opened");
         for name in ["root", "data"] {
@@ -127,6 +134,10 @@ struct Initiator {
     name: String,
     secret: String,
     operational: &'static str,
+    /// CHAP algorithms that it offers.
+    algorithms: &'static str,
+    /// The challenge that the target has to answer.
+    challenge: Option<&'static str>,
 }
 
 const PLAIN: &str = "InitialR2T=No\0ImmediateData=Yes\0MaxBurstLength=65536\0\
@@ -144,6 +155,8 @@ impl Initiator {
             name: grant("n1", 1).initiator.to_string(),
             secret: SECRET.to_owned(),
             operational: PLAIN,
+            algorithms: "5",
+            challenge: None,
         }
     }
 
@@ -168,6 +181,21 @@ impl Initiator {
                 Ok(_) => {}
             }
         }
+    }
+
+    /// The target says that it drops the connection, and does.
+    async fn dropped(&mut self) {
+        let (header, _) = self.expect(opcode::ASYNC_MESSAGE).await;
+        assert_eq!((header.0[36], header.task_tag()), (3, NO_TAG));
+        assert!(self.receive().await.is_none());
+    }
+
+    async fn log_out(&mut self) {
+        let mut logout = Header::new(opcode::LOGOUT);
+        logout.set_byte(0, 0x46).set_u32(16, 901).set_u32(24, self.cmd_sn);
+        self.send(logout, &[]).await;
+        assert_eq!(self.expect(opcode::LOGOUT_RESPONSE).await.0.0[2], 0);
+        assert!(self.receive().await.is_none());
     }
 
     async fn expect(&mut self, opcode: u8) -> (Header, Vec<u8>) {
@@ -201,18 +229,28 @@ impl Initiator {
             return status;
         }
         assert!(text.contains("AuthMethod=CHAP\0"), "{text}");
-        let (status, text) = self.login_step(0x00, "CHAP_A=5\0").await;
+        let offer = format!("CHAP_A={}\0", self.algorithms);
+        let (status, text) = self.login_step(0x00, &offer).await;
         assert_eq!(status, 0);
-        let pairs = text::parse(text.as_bytes()).expect("pairs");
-        let value = |key| pairs.iter().find(|(k, _)| *k == key).expect("the key").1;
-        let mut hash = Md5::new();
-        hash.update([value("CHAP_I").parse::<u8>().expect("a number")]);
-        hash.update(&self.secret);
-        hash.update(text::binary(value("CHAP_C"), 64).expect("binary"));
-        let answer = format!("CHAP_N={}\0CHAP_R={}\0", self.name, text::to_hex(&hash.finalize()));
-        let (status, _) = self.login_step(0x81, &answer).await;
+        let algorithm = Algorithm::choose(value(&text, "CHAP_A")).expect("one of ours");
+        let identifier = value(&text, "CHAP_I").parse().expect("a number");
+        let challenge = text::binary(value(&text, "CHAP_C"), 64).expect("binary");
+        let secret = Secret::new(self.secret.clone());
+        let response = text::to_hex(&algorithm.respond(identifier, &secret, &challenge));
+        let mut answer = format!("CHAP_N={}\0CHAP_R={response}\0", self.name);
+        if let Some(challenge) = self.challenge {
+            answer.push_str(&format!("CHAP_I=7\0CHAP_C={challenge}\0"));
+        }
+        let (status, text) = self.login_step(0x81, &answer).await;
         if status != 0 {
             return status;
+        }
+        if let Some(challenge) = self.challenge {
+            let challenge = text::binary(challenge, 64).expect("binary");
+            let secret = Secret::new(TARGET_SECRET.to_owned());
+            let right = text::to_hex(&algorithm.respond(7, &secret, &challenge));
+            assert_eq!(value(&text, "CHAP_R"), right, "the target proves itself");
+            assert_eq!(value(&text, "CHAP_N"), grant("n1", 1).target.as_str());
         }
         let (status, text) = self.login_step(0x87, self.operational).await;
         if status == 0 && text.contains("Digest=CRC32C") {
@@ -326,6 +364,12 @@ impl Initiator {
             }
         }
     }
+}
+
+/// A value of a text response.
+fn value<'a>(text: &'a str, key: &str) -> &'a str {
+    let pairs = text::parse(text.as_bytes()).expect("pairs");
+    pairs.iter().find(|(k, _)| *k == key).expect("the key").1
 }
 
 fn cdb10(opcode: u8, lba: u32, blocks: u16) -> [u8; 10] {

@@ -30,11 +30,7 @@ async fn nop_logout_and_task_management_are_answered() {
     let (response, _) = initiator.expect(opcode::TASK_MANAGEMENT_RESPONSE).await;
     assert_eq!(response.0[2], 1, "the task does not exist any more");
     assert_eq!(initiator.read(0, 8).await, Ok(vec![0; 4096]));
-    let mut logout = Header::new(opcode::LOGOUT);
-    logout.set_byte(0, 0x46).set_u32(16, 901).set_u32(24, initiator.cmd_sn);
-    initiator.send(logout, &[]).await;
-    assert_eq!(initiator.expect(opcode::LOGOUT_RESPONSE).await.0.0[2], 0);
-    assert!(initiator.receive().await.is_none());
+    initiator.log_out().await;
     server.stop().await;
 }
 
