@@ -39,7 +39,9 @@ impl Buffers {
     /// is freed.
     pub fn give(&self, mut buffer: BytesMut) {
         buffer.clear();
-        if !buffer.try_reclaim(ROOM) {
+        // What was sent from its front is room again, and counts below; `false` if there is none.
+        let _ = buffer.try_reclaim(buffer.capacity() + 1);
+        if buffer.capacity() < ROOM {
             return;
         }
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
