@@ -79,7 +79,7 @@ impl Bootd {
         let child = Command::new("ip")
             .args(["netns", "exec", "fabric"])
             .arg(program())
-            .args(["run", "--config"])
+            .arg("--config")
             .arg(self.dir.join("bootd.toml"))
             .stdin(Stdio::null())
             .stderr(log.expect("log"))
