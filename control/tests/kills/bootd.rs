@@ -123,10 +123,12 @@ impl Bootd {
             let list = fs::read_dir(self.state().join(part)).expect("listed");
             list.map(|entry| entry.expect("listed").path()).collect::<Vec<_>>()
         };
-        assert_eq!(files("volumes"), Vec::<PathBuf>::new(), "volumes outlived their members");
-        for path in
-            files("boots").into_iter().filter(|p| p.extension().is_some_and(|e| e == "json"))
-        {
+        let of_kind = |part: &str, kind: &str| {
+            let is_kind = |path: &PathBuf| path.extension().is_some_and(|e| e == kind);
+            files(part).into_iter().filter(is_kind).collect::<Vec<_>>()
+        };
+        assert_eq!(of_kind("volumes", "layer"), Vec::<PathBuf>::new(), "volumes outlived members");
+        for path in of_kind("boots", "json") {
             let text = fs::read_to_string(&path).expect("read");
             let boot: serde_json::Value = serde_json::from_str(&text).expect("JSON");
             assert_eq!(boot["state"], "revoked", "{}: {boot}", path.display());
@@ -152,10 +154,11 @@ impl Watch {
         let inotify = Inotify::init(flags).expect("inotify");
         let renamed = AddWatchFlags::IN_MOVED_TO;
         let add = |part: &str, flags| inotify.add_watch(&state.join(part), flags).expect("watched");
-        // Every durable file is put in place by a rename; the journal grows in place.
+        // Every durable file is put in place by a rename; the journal and the volumes' catalog
+        // grow in place.
         let top = add(".", renamed | AddWatchFlags::IN_MODIFY);
         add("boots", renamed);
-        add("volumes", renamed | AddWatchFlags::IN_DELETE);
+        add("volumes", renamed | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MODIFY);
         Self { inotify, top, count: 0 }
     }
 
@@ -168,7 +171,8 @@ impl Watch {
                         // A file that is about to be renamed is not durable yet.
                         let modified = event.mask.contains(AddWatchFlags::IN_MODIFY);
                         let name = event.name.as_ref().and_then(|name| name.to_str());
-                        let journal = event.wd == self.top && name == Some("events.jsonl");
+                        let grows = if event.wd == self.top { "events.jsonl" } else { "catalog" };
+                        let journal = name == Some(grows);
                         let temporary = name.is_some_and(|name| name.ends_with(".new"));
                         if modified { journal } else { !temporary }
                     };
