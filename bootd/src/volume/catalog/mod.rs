@@ -35,7 +35,7 @@ mod state;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 pub(crate) use record::{Frame, frames};
 pub(crate) use state::{Change, LayerRecord, SnapshotRecord, State, VolumeRecord};
@@ -77,8 +77,10 @@ pub(crate) struct Catalog<D: Disk> {
     /// For messages.
     path: PathBuf,
     table: Mutex<Table<D::File>>,
-    /// Held by the one that syncs for all.
-    syncing: Mutex<()>,
+    /// Whether somebody syncs now, for all.
+    syncing: Mutex<bool>,
+    /// Told when that has ended: all who were waiting go on at once, not one after the other.
+    synced: Condvar,
     failed: AtomicBool,
 }
 
@@ -148,8 +150,8 @@ impl<D: Disk> Catalog<D> {
             Err(error) => return Err(fail("opening")(error)),
         };
         let table = Self::write(&disk, state, number).map_err(fail("writing"))?;
-        let (syncing, failed) = (Mutex::default(), AtomicBool::new(false));
-        Ok(Self { disk, path, table: Mutex::new(table), syncing, failed })
+        let (syncing, synced, failed) = (Mutex::default(), Condvar::new(), AtomicBool::new(false));
+        Ok(Self { disk, path, table: Mutex::new(table), syncing, synced, failed })
     }
 
     /// Writes the whole state to a new file and puts it in place of the old one.
@@ -232,17 +234,34 @@ impl<D: Disk> Catalog<D> {
 
     /// Returns when the record with this number is on disk. One sync serves all that wait.
     fn commit(&self, number: u64) -> Result<(), VolumeError> {
-        let _syncing = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
-        let (file, written, long) = {
-            let table = self.lock();
-            if table.durable > number {
+        let mut syncing = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if self.lock().durable > number {
                 return Ok(());
             }
+            if self.failed.load(Ordering::Acquire) {
+                return Err(self.fail("syncing", io::Error::other("an earlier sync failed")));
+            }
+            if *syncing {
+                syncing = self.synced.wait(syncing).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            *syncing = true;
+            drop(syncing);
+            let result = self.sync();
+            syncing = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+            *syncing = false;
+            self.synced.notify_all();
+            result?;
+        }
+    }
+
+    /// Makes everything written so far durable. One thread at a time does this.
+    fn sync(&self) -> Result<(), VolumeError> {
+        let (file, written, long) = {
+            let table = self.lock();
             (Arc::clone(&table.file), table.number, table.position > table.compact_at)
         };
-        if self.failed.load(Ordering::Acquire) {
-            return Err(self.fail("syncing", io::Error::other("an earlier sync failed")));
-        }
         file.sync().map_err(|error| {
             self.failed.store(true, Ordering::Release);
             self.fail("syncing", error)
