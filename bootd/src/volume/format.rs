@@ -182,8 +182,15 @@ impl Superblock {
     }
 }
 
-/// One page of a layer's map, of whose blocks those in `file` are its own.
-pub(crate) fn encode_map_page(map: &BlockMap, file: u8, number: u64, sequence: u64) -> Vec<u8> {
+/// One page of a layer's map, of whose blocks those in `file` are its own, and how many it says
+/// are. Writers may change the map meanwhile.
+pub(crate) fn encode_map_page(
+    map: &BlockMap,
+    file: u8,
+    number: u64,
+    sequence: u64,
+) -> (Vec<u8>, u64) {
+    let mut own = 0;
     let mut page = vec![0; PAGE];
     page[4..8].copy_from_slice(&(number as u32).to_le_bytes());
     page[8..16].copy_from_slice(&sequence.to_le_bytes());
@@ -193,11 +200,12 @@ pub(crate) fn encode_map_page(map: &BlockMap, file: u8, number: u64, sequence: u
         let place = map.get(block);
         // Zeros below are zeros here too; whose they are makes no difference.
         let bits = if place.is_in(file) { 1 } else { u8::from(place == Place::ZERO) * 2 };
+        own += u64::from(bits == 1);
         page[PAGE_HEADER + n / 4] |= bits << (n % 4 * 2);
     }
     let sum = crc32c::crc32c(&page[4..]);
     page[0..4].copy_from_slice(&sum.to_le_bytes());
-    page
+    (page, own)
 }
 
 /// What a page of a layer's map says of its blocks, in order: 0, 1 or 2 as above. `None` if the
@@ -292,7 +300,8 @@ mod tests {
         map.set(20_000, 1, Place::ZERO);
         map.set(20_001, 1, Place::unsettled(4, 3));
         map.set(20_002, 1, Place::settled(3));
-        let page = encode_map_page(&map, 4, 1, 12);
+        let (page, own) = encode_map_page(&map, 4, 1, 12);
+        assert_eq!(own, 4);
         let back = BlockMap::new(40_000);
         assert!(load_map_page(&back, 1, 1, 12, &page));
         assert_eq!(back.get(16_322), Place::settled(1));

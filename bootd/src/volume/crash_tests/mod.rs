@@ -420,7 +420,7 @@ fn lives(seed: u64, rounds: u64) {
             }
         };
         drop(store);
-        let gone = disk.is_gone();
+        let (gone, sick) = (disk.is_gone(), disk.is_sick());
         if power && gone {
             disk.lose_power(&mut random);
         } else {
@@ -431,7 +431,7 @@ fn lives(seed: u64, rounds: u64) {
             assert_eq!(found.faults, [], "seed {seed} round {round}: {found:?}");
         }
         // A disk that was sick has lost what power would have lost.
-        crash = if power || !gone { Crash::Power } else { Crash::Kill(failed.0) };
+        crash = if power || sick || !gone { Crash::Power } else { Crash::Kill(failed.0) };
         or = failed.1;
         assert!(gone || ill, "seed {seed} round {round}: a step failed without a reason");
     }

@@ -96,9 +96,11 @@ impl<B: Backing> Layer<B> {
         ended: u64,
     ) -> Result<(), VolumeError> {
         let (own, blocks) = (self.own(), self.map.blocks());
+        let mut own_blocks = 0;
         let area = flushing.head.area.map_or(0, |area| 1 - area);
         for number in 0..format::pages(blocks) {
-            let page = encode_map_page(&self.map, own, number, sequence);
+            let (page, blocks_of_page) = encode_map_page(&self.map, own, number, sequence);
+            own_blocks += blocks_of_page;
             let at = page_at(area, number);
             // A write that fails (a full disk, say) has lost nothing: the old map stands.
             let written = self.file(own.into()).write_at(at, &page);
@@ -112,7 +114,7 @@ impl<B: Backing> Layer<B> {
             area: Some(area),
             map_sequence: sequence,
             epoch: ended,
-            own: self.map.count(|place| place.is_in(own)),
+            own: own_blocks,
             ..flushing.head.clone()
         };
         self.write_head(flushing, head)?;
