@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use croft_proto::{NodeName, VolumeId};
+use croft_proto::{NodeName, VolumeId, with_causes};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -126,7 +126,7 @@ impl Keeper {
         let desired = self.desired.now();
         let mut outcomes = BTreeMap::new();
         for volume in desired.volumes.values() {
-            let outcome = self.make(&spec(volume)).map_err(|error| explain(&error));
+            let outcome = self.make(&spec(volume)).map_err(|error| with_causes(&error));
             outcomes.insert(volume.id.clone(), outcome);
         }
         let busy: BTreeSet<NodeName> =
@@ -179,7 +179,7 @@ impl Keeper {
     ) -> Result<(), RecordsError> {
         let root = assignment.root_volume.as_ref().and_then(|id| desired.volumes.get(id));
         if let Some(root) = root.filter(|volume| !volume.persistent) {
-            let renewed = self.renew(root).map_err(|error| explain(&error));
+            let renewed = self.renew(root).map_err(|error| with_causes(&error));
             outcomes.insert(root.id.clone(), renewed);
         }
         let wanted = assignment.root_volume.iter().chain(&assignment.data_volumes);
@@ -255,18 +255,6 @@ fn spec(volume: &Volume) -> VolumeSpec {
     let image = Some(volume.image);
     let farm = Some(volume.zone.clone());
     VolumeSpec { id: volume.id.clone(), kind, image, size_bytes: volume.size_bytes, farm }
-}
-
-/// An error with its causes, in one line.
-fn explain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

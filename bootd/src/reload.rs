@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use croft_proto::with_causes;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -67,7 +68,7 @@ async fn once(reload: &Reload, fixed: &Fixed, clerk: &Clerk) -> Result<String, S
     let loaded = tokio::task::spawn_blocking(move || Config::load(&path)).await;
     let config = match loaded {
         Ok(Ok(config)) => config,
-        Ok(Err(error)) => return Err(explain(&error)),
+        Ok(Err(error)) => return Err(with_causes(&error)),
         Err(error) => return Err(error.to_string()),
     };
     if Fixed::of(&config) != *fixed {
@@ -79,18 +80,7 @@ async fn once(reload: &Reload, fixed: &Fixed, clerk: &Clerk) -> Result<String, S
     };
     match clerk.reload(*plan).await {
         Some(Ok(())) => Ok(summary),
-        Some(Err(error)) => Err(explain(&error)),
+        Some(Err(error)) => Err(with_causes(&error)),
         None => Err("bootd is stopping".to_owned()),
     }
-}
-
-fn explain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -12,13 +12,14 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Identity;
 use tracing::{error, info};
 
+use crate::api;
 use crate::drivers::bootserver::{BootdError, Credentials};
 use crate::drivers::power::{PowerError, Redfish};
 use crate::reconcile::{self, Context, Intervals};
 use crate::sight::Sight;
 use crate::store::{SqliteStore, StoreError};
 use crate::world::{Ledger, LedgerError};
-use crate::{api, reconcile::chain};
+use croft_proto::with_causes;
 
 /// Why control could not run.
 #[derive(Debug, thiserror::Error)]
@@ -117,7 +118,7 @@ pub async fn run(
     let serve = api::serve(cx.clone(), listener, identity, end.clone());
     part!("the API", async move {
         if let Err(fault) = serve.await {
-            error!(error = chain(&fault), "API");
+            error!(error = with_causes(&fault), "API");
         }
     });
 

@@ -211,6 +211,53 @@ impl Manifest {
     }
 }
 
+/// Which image: the newest version of a name, or one version for ever, written `NAME@VERSION`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ImageRef {
+    /// The name.
+    pub name: ImageName,
+    /// The version, if it is fixed.
+    pub version: Option<ImageVersion>,
+}
+
+impl fmt::Display for ImageRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.version {
+            Some(version) => write!(f, "{}@{version}", self.name),
+            None => write!(f, "{}", self.name),
+        }
+    }
+}
+
+impl FromStr for ImageRef {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let (name, version) = match s.split_once('@') {
+            Some((name, version)) => (name, Some(version)),
+            None => (s, None),
+        };
+        Ok(Self {
+            name: name.parse().map_err(|e| format!("{e}"))?,
+            version: version.map(str::parse).transpose().map_err(|e| format!("{e}"))?,
+        })
+    }
+}
+
+impl TryFrom<String> for ImageRef {
+    type Error = String;
+    fn try_from(s: String) -> Result<Self, String> {
+        s.parse()
+    }
+}
+
+impl From<ImageRef> for String {
+    fn from(image: ImageRef) -> Self {
+        image.to_string()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,6 +5,7 @@
 //! of the operating system is randomness for new secrets.
 
 mod boot_config;
+mod causes;
 mod generation;
 mod image;
 mod iqn;
@@ -16,8 +17,11 @@ mod vlan;
 pub mod checked_toml;
 
 pub use boot_config::{AgentConfig, BootEnv, InvalidBootEnv, IscsiLogin};
+pub use causes::with_causes;
 pub use generation::Generation;
-pub use image::{BlobHash, CHUNK_SIZE, ImageFile, ImageKind, ImageVersion, InvalidImage, Manifest};
+pub use image::{
+    BlobHash, CHUNK_SIZE, ImageFile, ImageKind, ImageRef, ImageVersion, InvalidImage, Manifest,
+};
 pub use iqn::{InvalidIqn, Iqn};
 pub use mac::{InvalidMac, MacAddr};
 pub use names::{
@@ -29,19 +33,19 @@ pub use vlan::{InvalidVlan, VlanId};
 
 /// Messages that several services speak.
 pub mod common {
-    #![allow(clippy::all, missing_debug_implementations)] // generated code
+    #![allow(clippy::all, missing_debug_implementations, reason = "generated code")]
     tonic::include_proto!("croft.common.v1");
 }
 
 /// bootd's door for control.
 pub mod edge {
-    #![allow(clippy::all, missing_debug_implementations)] // generated code
+    #![allow(clippy::all, missing_debug_implementations, reason = "generated code")]
     tonic::include_proto!("croft.edge.v1");
 }
 
 /// The agent's stream to bootd.
 pub mod agent {
-    #![allow(clippy::all, missing_debug_implementations)] // generated code
+    #![allow(clippy::all, missing_debug_implementations, reason = "generated code")]
     tonic::include_proto!("croft.agent.v1");
 
     impl std::fmt::Debug for Hello {
@@ -74,7 +78,7 @@ pub mod agent {
 
 /// What operators ask of control.
 pub mod api {
-    #![allow(clippy::all, missing_debug_implementations)] // generated code
+    #![allow(clippy::all, missing_debug_implementations, reason = "generated code")]
     tonic::include_proto!("croft.api.v1");
 }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use croft_proto::common;
 use croft_proto::common::BackendSessions;
-use croft_proto::{MacAddr, MemberName};
+use croft_proto::{MacAddr, MemberName, with_causes};
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -78,18 +78,6 @@ enum ApplyError {
     Machine(#[from] MachineError),
 }
 
-/// An error with its causes, on one line.
-pub(crate) fn whole(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}
-
 /// Applies orders until `stop` is cancelled. With `power_off` cancelled first, HAProxy ends too.
 pub(crate) async fn run<M: Machine>(
     settings: Settings,
@@ -114,7 +102,7 @@ pub(crate) async fn run<M: Machine>(
                 outcome = applier.apply(order) => outcome,
             };
             finished = matches!(outcome, Ok(Rest::Done));
-            let error = outcome.err().map(|error| whole(&error)).unwrap_or_default();
+            let error = outcome.err().map(|error| with_causes(&error)).unwrap_or_default();
             let now = Applied { version: order.membership.version, error };
             applied.send_if_modified(|before| {
                 let changed = before.as_ref() != Some(&now);
@@ -224,7 +212,7 @@ impl Sessions {
         if self.path.exists() {
             match haproxy::sessions(&self.socket).await {
                 Ok(sessions) => self.last = sessions,
-                Err(error) => tracing::warn!(error = whole(&error), "sessions are not known"),
+                Err(error) => tracing::warn!(error = with_causes(&error), "sessions are not known"),
             }
         }
         self.last.clone()

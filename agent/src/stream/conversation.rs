@@ -10,7 +10,7 @@ use croft_proto::agent::{
     agent_message, bootd_message,
 };
 use croft_proto::common::{Health, Phase};
-use croft_proto::{InvalidMac, InvalidName, MacAddr, MemberName};
+use croft_proto::{InvalidMac, InvalidName, MacAddr, MemberName, with_causes};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -21,7 +21,7 @@ use super::Stream;
 use crate::config::ConfigError;
 use crate::health::{Check, InvalidCheck};
 use crate::machine::{Machine, Nic, parse_cidr};
-use crate::membership::{Applied, Identity, Order, whole};
+use crate::membership::{Applied, Identity, Order};
 
 /// From dialling to Welcome.
 const ATTACH_DEADLINE: Duration = Duration::from_secs(10);
@@ -201,7 +201,7 @@ impl<M: Machine> Stream<M> {
             // The name of a host is that of its member: 1 to 63 characters of a DNS label.
             if valid_host_name(&welcome.host_name) {
                 if let Err(error) = self.machine.set_host_name(&welcome.host_name) {
-                    tracing::warn!(error = whole(&error), "host name not set");
+                    tracing::warn!(error = with_causes(&error), "host name not set");
                 }
             } else if !welcome.host_name.is_empty() {
                 tracing::warn!("Welcome gives a host name that cannot be; the old one stays");
@@ -211,7 +211,7 @@ impl<M: Machine> Stream<M> {
         if let Some(nic) = &nic
             && let Err(error) = self.machine.configure_nic(nic).await
         {
-            tracing::error!(error = whole(&error), "outer NIC not configured");
+            tracing::error!(error = with_causes(&error), "outer NIC not configured");
         }
         self.links.check.send_if_modified(|order| {
             let next = Some((check, address));
@@ -260,7 +260,7 @@ impl<M: Machine> Stream<M> {
         let load = match self.sampler.take() {
             Ok(load) => load,
             Err(error) => {
-                tracing::error!(error = whole(&error), "no sample");
+                tracing::error!(error = with_causes(&error), "no sample");
                 return None;
             }
         };

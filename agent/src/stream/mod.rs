@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use croft_proto::common::Phase;
+use croft_proto::with_causes;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
@@ -18,7 +19,7 @@ use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 use crate::config::Credentials;
 use crate::health::{self, HealthReport};
 use crate::machine::Machine;
-use crate::membership::{self, Applied, Sessions, whole};
+use crate::membership::{self, Applied, Sessions};
 use crate::sample::Sampler;
 use backoff::Backoff;
 use conversation::{Broken, Ending};
@@ -110,7 +111,7 @@ impl<M: Machine> Stream<M> {
                 }
                 _ => backoff.next(),
             };
-            let text = whole(&broken);
+            let text = with_causes(&broken);
             let old =
                 reported.as_ref().is_some_and(|(said, at)| *said == text && at.elapsed() < REMIND);
             if !old {

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use croft_proto::{
-    ClassName, FarmName, ImageName, ImageVersion, MacAddr, NodeName, RoleName, SegmentName, common,
+    ClassName, FarmName, ImageRef, MacAddr, NodeName, RoleName, SegmentName, common,
 };
 use ipnet::Ipv4Net;
 use uuid::Uuid;
@@ -112,37 +112,6 @@ impl FromStr for Domain {
             return Ok(Self(s.to_owned()));
         }
         Err("must be 1 to 100 letters, digits, dashes and dots".to_owned())
-    }
-}
-
-/// Which image: the newest version of a name, or one version for ever.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ImageRef {
-    pub name: ImageName,
-    pub version: Option<ImageVersion>,
-}
-
-impl FromStr for ImageRef {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        let (name, version) = match s.split_once('@') {
-            Some((name, version)) => (name, Some(version)),
-            None => (s, None),
-        };
-        Ok(Self {
-            name: name.parse().map_err(|e| format!("{e}"))?,
-            version: version.map(str::parse).transpose().map_err(|e| format!("{e}"))?,
-        })
-    }
-}
-
-impl fmt::Display for ImageRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.version {
-            Some(version) => write!(f, "{}@{version}", self.name),
-            None => write!(f, "{}", self.name),
-        }
     }
 }
 

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
 use croft_proto::checked_toml::Table;
-use croft_proto::{ClassName, NodeName, RoleName, SegmentName, TierName, VlanId, common};
+use croft_proto::{ClassName, ImageRef, NodeName, RoleName, SegmentName, TierName, VlanId, common};
 use ipnet::Ipv4Net;
 
 use super::plan::{
-    Blueprint, Domain, ImageRef, Label, Link, Machine, Machines, Plan, Pool, Root, is_made_up,
+    Blueprint, Domain, Label, Link, Machine, Machines, Plan, Pool, Root, is_made_up,
 };
 use super::rules::{Asks, Rule, Rules};
 use crate::desired::{BootMethod, DeviceName, Leg, Segment, SegmentKind, safe_kernel_args};

@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use croft_proto::{Generation, ImageVersion, NodeName, edge};
+use croft_proto::{Generation, ImageRef, ImageVersion, NodeName, edge};
 use tokio::sync::{mpsc, oneshot};
 
-use super::plan::{ImageRef, Plan};
+use super::plan::Plan;
 use super::state::{self, Impossible, Versions, Want};
 use crate::boot::{Desk, Records, RecordsError, State};
 use crate::desired::{ApplyError, Holder};

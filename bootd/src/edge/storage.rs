@@ -1,11 +1,11 @@
 //! What control does with volumes besides wanting them: snapshots, clones, growth, quotas.
 
-use croft_proto::VolumeId;
 use croft_proto::edge::storage_server::Storage;
 use croft_proto::edge::{
     CloneRequest, GrowRequest, SnapshotRequest, StorageDone, StorageListReply, StorageListRequest,
     StoragePolicy, StoredFarm, StoredSnapshot, StoredVolume, VolumeRequest,
 };
+use croft_proto::{VolumeId, with_causes};
 use tonic::{Request, Response, Status};
 
 use super::{EdgeParts, caller};
@@ -22,11 +22,8 @@ fn parse<T: std::str::FromStr<Err: std::error::Error>>(
     field: &str,
     text: &str,
 ) -> Result<T, Status> {
-    text.parse().map_err(|error| {
-        let error: &dyn std::error::Error = &error;
-        let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-        Status::invalid_argument(format!("{field}: {error}{cause}"))
-    })
+    text.parse()
+        .map_err(|error| Status::invalid_argument(format!("{field}: {}", with_causes(&error))))
 }
 
 fn refuse(error: &VolumeError) -> Status {

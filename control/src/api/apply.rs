@@ -3,14 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use croft_proto::checked_toml::Faults;
-use croft_proto::{FarmName, NodeName, VlanId, api};
+use croft_proto::{FarmName, NodeName, VlanId, api, with_causes};
 use tonic::Status;
 
 use crate::config::{FarmContext, parse_blueprints, parse_farm, parse_grid};
 use crate::model::{
     Blueprint, Farm, FarmSpec, Grid, NewEvent, Node, NodeState, Who, keys, nth_subnet,
 };
-use crate::reconcile::chain;
 use crate::store::Outcome;
 use crate::world::{Batch, Ledger, LedgerError, World, now_ms};
 
@@ -18,7 +17,7 @@ use crate::world::{Batch, Ledger, LedgerError, World, now_ms};
 const ATTEMPTS: usize = 8;
 
 pub fn internal(error: impl std::error::Error) -> Status {
-    Status::internal(chain(&error))
+    Status::internal(with_causes(&error))
 }
 
 fn refused(file: &str, faults: &Faults) -> Status {

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
-use croft_proto::BlueprintName;
 use croft_proto::checked_toml::{Faults, Table, read};
+use croft_proto::{BlueprintName, ImageRef};
 
 use super::ranges::Word;
-use crate::model::{Blueprint, BootMethod, Health, ImageRef, Root};
+use crate::model::{Blueprint, BootMethod, Health, Root};
 
 /// Most data volumes of a member: LUN 1 to 15.
 const MAX_DATA: usize = 15;

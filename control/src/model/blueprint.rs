@@ -3,56 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use croft_proto::{BlueprintName, ImageName, ImageVersion, RoleName, common, edge};
+use croft_proto::{BlueprintName, ImageName, ImageRef, ImageVersion, RoleName, common, edge};
 use serde::{Deserialize, Serialize};
-
-/// Which image: the newest version of a name, or one version for ever.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct ImageRef {
-    /// The name.
-    pub name: ImageName,
-    /// The version, if it is fixed.
-    pub version: Option<ImageVersion>,
-}
-
-impl fmt::Display for ImageRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.name)?;
-        match &self.version {
-            Some(version) => write!(f, "@{version}"),
-            None => Ok(()),
-        }
-    }
-}
-
-impl FromStr for ImageRef {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        let (name, version) = match s.split_once('@') {
-            Some((name, version)) => (name, Some(version)),
-            None => (s, None),
-        };
-        Ok(Self {
-            name: name.parse().map_err(|e| format!("{e}"))?,
-            version: version.map(str::parse).transpose().map_err(|e| format!("{e}"))?,
-        })
-    }
-}
-
-impl TryFrom<String> for ImageRef {
-    type Error = String;
-    fn try_from(s: String) -> Result<Self, String> {
-        s.parse()
-    }
-}
-
-impl From<ImageRef> for String {
-    fn from(image: ImageRef) -> Self {
-        image.to_string()
-    }
-}
 
 /// How a node boots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

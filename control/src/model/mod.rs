@@ -8,7 +8,7 @@ mod member;
 mod node;
 mod record;
 
-pub use blueprint::{Blueprint, Boot, BootMethod, Health, ImageRef, Root};
+pub use blueprint::{Blueprint, Boot, BootMethod, Health, Root};
 pub use farm::{Expose, Farm, FarmSpec, Scaling, TierSpec};
 pub use grid::{
     Bmc, Bootd, Class, Deadlines, External, FarmRange, Grid, Idle, Nic, NodeSpec, Policy, Switch,

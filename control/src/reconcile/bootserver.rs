@@ -5,13 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use croft_proto::{BootdName, Generation, edge};
+use croft_proto::{BootdName, Generation, edge, with_causes};
 use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::context::Context;
-use super::step::chain;
 use crate::drivers::bootserver::{BootdError, EdgeClient, Push, contents, plan};
 use crate::load::{Sample, shares};
 use crate::model::{BootdRecord, Grid, NewEvent, keys};
@@ -57,10 +56,10 @@ pub async fn tell(cx: Arc<Context>, stop: CancellationToken) {
     let mut changes = cx.ledger.changes();
     loop {
         if let Err(error) = tell_once(&cx, &mut dial).await {
-            debug!(error = chain(&error), "boot server");
+            debug!(error = with_causes(&error), "boot server");
             cx.sight.update_boot(|view| {
                 if view.status.take().is_some() {
-                    warn!(error = chain(&error), "boot server does not answer");
+                    warn!(error = with_causes(&error), "boot server does not answer");
                 }
             });
         }
@@ -115,7 +114,7 @@ async fn tell_once(cx: &Context, dial: &mut Dial) -> Result<(), TellError> {
             Ok(()) => cx.settle(topic),
             Err(fault) => {
                 if let BootdError::Call { code: tonic::Code::InvalidArgument, .. } = &fault {
-                    let event = NewEvent::new("desired-state-refused", chain(&fault));
+                    let event = NewEvent::new("desired-state-refused", with_causes(&fault));
                     cx.say_once(topic.to_owned(), event).await?;
                 }
                 return Err(fault.into());
@@ -152,7 +151,7 @@ pub async fn frames(cx: Arc<Context>, stop: CancellationToken) {
     while !stop.is_cancelled() {
         let reading = async {
             if let Err(error) = read_frames(&cx, &mut dial).await {
-                debug!(error = chain(&error), "load frames");
+                debug!(error = with_causes(&error), "load frames");
             }
             tokio::time::sleep(RETRY).await;
         };
@@ -205,8 +204,8 @@ pub async fn events(cx: Arc<Context>, stop: CancellationToken) {
     while !stop.is_cancelled() {
         let reading = async {
             match read_events(&cx, &mut dial).await {
-                Err(TellError::Ledger(fault)) => error!(error = chain(&fault), "events"),
-                Err(TellError::Bootd(fault)) => debug!(error = chain(&fault), "events"),
+                Err(TellError::Ledger(fault)) => error!(error = with_causes(&fault), "events"),
+                Err(TellError::Bootd(fault)) => debug!(error = with_causes(&fault), "events"),
                 Ok(()) => {}
             }
             tokio::time::sleep(RETRY).await;

@@ -6,15 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use croft_proto::{FarmName, ImageVersion, MemberName, TierName, edge};
+use croft_proto::{FarmName, ImageRef, ImageVersion, MemberName, TierName, edge};
 use tracing::debug;
 
 use super::context::{Context, StepError};
 use super::sizes::Sizes;
 use super::transition;
-use crate::model::{
-    Boot, Farm, Grid, ImageRef, Member, NewEvent, Node, NodeState, Transition, keys,
-};
+use crate::model::{Boot, Farm, Grid, Member, NewEvent, Node, NodeState, Transition, keys};
 use crate::plan::farm_diff::{self, Seen};
 use crate::plan::placement;
 use crate::store::{Outcome, Range};

@@ -1,5 +1,7 @@
 //! InService: watched, and its ports kept where they belong.
 
+use croft_proto::with_causes;
+
 use super::context::{Context, Place, StepError};
 use super::healing::{self, Verdict};
 use super::step::{Step, Subject};
@@ -13,7 +15,7 @@ pub async fn step(cx: &Context, subject: Subject<'_>) -> Result<Step, StepError>
         && let Err(error) = cx.power(name, subject.spec).await
     {
         // A BMC without an answer is no evidence against its node.
-        let text = format!("{name}: {}", super::step::chain(&error));
+        let text = format!("{name}: {}", with_causes(&error));
         let topic = format!("bmc/{name}");
         cx.say_once(topic, NewEvent::new("bmc-trouble", text).node(name)).await?;
     }

@@ -22,14 +22,13 @@ mod wiring;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use croft_proto::NodeName;
+use croft_proto::{NodeName, with_causes};
 use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 pub use bootserver::{events, frames, tell};
 pub use context::{Context, Intervals};
-pub use step::chain;
 
 use sizes::Sizes;
 
@@ -59,7 +58,7 @@ pub async fn run(cx: Arc<Context>, stop: CancellationToken) {
         boot.mark_unchanged();
         match pass(&cx, &mut sizes).await {
             Ok(world) => steps.start(&cx, &Arc::new(world)),
-            Err(fault) => error!(error = chain(&fault), "pass"),
+            Err(fault) => error!(error = with_causes(&fault), "pass"),
         }
     }
     // Steps are repeatable: the next run of control does again what these would have done.
@@ -110,7 +109,7 @@ impl Steps {
                 if let Some(node) = world.nodes.get(&node)
                     && let Err(fault) = step::run(&cx, &world, node).await
                 {
-                    error!(node = %node.name, error = chain(&fault), "step");
+                    error!(node = %node.name, error = with_causes(&fault), "step");
                 }
             });
             self.busy.insert(task.id(), name);

@@ -8,6 +8,8 @@
 
 use std::time::Duration;
 
+use croft_proto::with_causes;
+
 use super::context::{Context, Place, StepError};
 use super::releasing::revoked;
 use super::step::{Step, Subject};
@@ -70,11 +72,11 @@ async fn fence(cx: &Context, subject: Subject<'_>) -> Fence {
     match power {
         Ok(PowerState::Off) => fence.off = true,
         Ok(_) => fence.missing.push("it is not off yet".to_owned()),
-        Err(error) => fence.missing.push(super::step::chain(&error)),
+        Err(error) => fence.missing.push(with_causes(&error)),
     }
     match wires {
         Ok(_) => fence.isolated = true,
-        Err(error) => fence.missing.push(super::step::chain(&error)),
+        Err(error) => fence.missing.push(with_causes(&error)),
     }
     match revoked(cx, subject) {
         Ok(()) => fence.revoked = true,

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use croft_proto::with_causes;
+
 use super::context::{Context, StepError};
 use super::{booting, claim, draining, idle, in_service, powering_off, powering_on};
 use super::{quarantined, releasing, transition, wiring};
@@ -107,7 +109,7 @@ pub async fn run(cx: &Context, world: &World, node: &Kept<Node>) -> Result<(), S
         }
         Err(StepError::Ledger(error)) => return Err(error.into()),
         Err(error) => {
-            let text = format!("{}: {}: {}", node.name, node.state, chain(&error));
+            let text = format!("{}: {}: {}", node.name, node.state, with_causes(&error));
             let event = NewEvent::new("device-trouble", text.clone()).node(&node.name);
             cx.say_once(topic, event).await?;
             (Step::Stay(text), true)
@@ -132,15 +134,4 @@ pub async fn run(cx: &Context, world: &World, node: &Kept<Node>) -> Result<(), S
     // A conflict means that somebody else changed the node: the next pass sees it.
     cx.ledger.commit(batch).await?;
     Ok(())
-}
-
-/// An error with its sources.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text.push_str(&format!(": {inner}"));
-        source = inner.source();
-    }
-    text
 }
