@@ -117,6 +117,12 @@ enum Proof {
     Done,
 }
 
+/// What a request that was not refused led to; with the text of the answer.
+enum Progress {
+    More(Vec<u8>),
+    Done(Vec<u8>, Box<LoggedIn>),
+}
+
 /// A login under way.
 #[derive(Debug)]
 pub(crate) struct Login<'a> {
@@ -166,9 +172,8 @@ impl<'a> Login<'a> {
     pub fn step(&mut self, request: &Pdu<'_>) -> Outcome {
         let mut response = self.response(request);
         match self.answer(request, &mut response) {
-            Ok(None) => Outcome::More(response, Vec::new()),
-            Ok(Some((data, None))) => Outcome::More(response, data),
-            Ok(Some((data, Some(done)))) => Outcome::Done(response, data, done),
+            Ok(Progress::More(data)) => Outcome::More(response, data),
+            Ok(Progress::Done(data, done)) => Outcome::Done(response, data, done),
             Err(refusal) => {
                 refuse(&mut response, refusal.status);
                 let Some(address) = refusal.elsewhere else {
@@ -193,12 +198,7 @@ impl<'a> Login<'a> {
         response
     }
 
-    #[allow(clippy::type_complexity, reason = "one caller, three cases: see `step`")]
-    fn answer(
-        &mut self,
-        request: &Pdu<'_>,
-        response: &mut Header,
-    ) -> Result<Option<(Vec<u8>, Option<Box<LoggedIn>>)>, Refusal> {
+    fn answer(&mut self, request: &Pdu<'_>, response: &mut Header) -> Result<Progress, Refusal> {
         let header = &request.header;
         let first = self.requests == 0;
         self.requests += 1;
@@ -212,7 +212,7 @@ impl<'a> Login<'a> {
             if flags & TRANSIT != 0 {
                 return Err(Refusal::new(INVALID_REQUEST, "it continues and transits at once"));
             }
-            return Ok(None);
+            return Ok(Progress::More(Vec::new()));
         }
         let text = std::mem::take(&mut self.text);
         let pairs = text::parse(&text)
@@ -238,10 +238,13 @@ impl<'a> Login<'a> {
             self.params.declare(&mut answer);
         }
         if flags & TRANSIT == 0 {
-            return Ok(Some((answer.into_bytes(), None)));
+            return Ok(Progress::More(answer.into_bytes()));
         }
         let done = self.transit(flags & 0x03, response)?;
-        Ok(Some((answer.into_bytes(), done)))
+        Ok(match done {
+            Some(done) => Progress::Done(answer.into_bytes(), done),
+            None => Progress::More(answer.into_bytes()),
+        })
     }
 
     /// What must hold of every request's header.

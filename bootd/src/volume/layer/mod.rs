@@ -322,5 +322,5 @@ impl<B: Backing> Layer<B> {
     }
 }
 
-#[allow(dead_code, reason = "the record limit documents why a region always fits one record")]
+// A region always fits one record.
 const _: () = assert!(REGION / BLOCK < log::MAX_BLOCKS && format::PAGE as u64 == BLOCK);

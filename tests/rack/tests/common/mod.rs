@@ -1,5 +1,5 @@
 //! What the rack's tests share: running a test inside a rack, and talking to BMCs.
-#![allow(dead_code)] // each test program uses its part
+#![allow(dead_code, reason = "each test program uses its part")]
 
 pub mod frame;
 pub mod wire;
