@@ -109,6 +109,14 @@ impl Bench {
         volume.flush().expect("flushed");
     }
 
+    /// The first boot over this image, which writes nines.
+    fn boot_and_write(&self, image: ImageVersion) {
+        self.apply(1, image, |_| {});
+        self.open(1);
+        self.keeper.settle();
+        self.write(9);
+    }
+
     fn session(&self) {
         let session = OpenSession { node: "n1".parse().expect("name"), since: SystemTime::now() };
         self.sessions.0.lock().expect("lock").push(session);
@@ -160,10 +168,7 @@ fn no_root_is_reset_under_an_open_session() {
     let dir = dir();
     let version = image(dir.path(), 7);
     let bench = start(dir.path());
-    bench.apply(1, version, |_| {});
-    bench.open(1);
-    bench.keeper.settle();
-    bench.write(9);
+    bench.boot_and_write(version);
     bench.session();
     bench.open(2);
     assert!(!bench.keeper.settle() && !bench.prepared());
@@ -179,10 +184,7 @@ fn a_kill_before_a_boot_was_prepared_is_made_good() {
     let dir = dir();
     let version = image(dir.path(), 7);
     let bench = start(dir.path());
-    bench.apply(1, version, |_| {});
-    bench.open(1);
-    bench.keeper.settle();
-    bench.write(9);
+    bench.boot_and_write(version);
     bench.open(2);
     drop(bench);
     let bench = start(dir.path());
@@ -244,10 +246,7 @@ fn a_volume_grows_when_a_larger_one_is_wanted_and_never_shrinks() {
     let dir = dir();
     let version = image(dir.path(), 7);
     let bench = start(dir.path());
-    bench.apply(1, version, |_| {});
-    bench.open(1);
-    bench.keeper.settle();
-    bench.write(9);
+    bench.boot_and_write(version);
     let volume = bench.keeper.volumes.get(&root()).expect("a volume");
     for (counter, size, expected) in [(2, 4 << 20, 4 << 20), (3, 2 << 20, 4 << 20)] {
         bench.apply(counter, version, |state| state.volumes[0].size_bytes = size);

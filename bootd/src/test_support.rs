@@ -2,10 +2,30 @@
 //! `n3` is idle.
 
 use croft_proto::{
-    BlobHash, CHUNK_SIZE, Generation, ImageFile, ImageKind, ImageVersion, Manifest, common, edge,
+    BlobHash, CHUNK_SIZE, Generation, ImageFile, ImageKind, ImageVersion, Iqn, Manifest, NodeName,
+    Secret, common, edge,
 };
 
 use crate::desired::{Desired, check};
+use crate::zone::Grant;
+
+/// A grant of `shop/web/1` to a node, with no units.
+pub(crate) fn grant(node: &str, window: u64) -> Grant {
+    let node: NodeName = node.parse().expect("valid");
+    Grant {
+        initiator: Iqn::initiator(&node),
+        target: Iqn::target(&"shop/web/1".parse().expect("valid")),
+        node,
+        window,
+        farm: "shop".parse().expect("valid"),
+        segment: "seg100".parse().expect("valid"),
+        address: [10, 20, 0, 11].into(),
+        secret: Secret::new("0123456789abcdef".to_owned()),
+        target_secret: None,
+        redirect: None,
+        units: Vec::new(),
+    }
+}
 
 /// What control would send.
 pub(crate) fn state() -> edge::DesiredState {

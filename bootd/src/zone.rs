@@ -244,23 +244,7 @@ fn admit_anybody(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn grant(node: &str, window: u64) -> Grant {
-        let node: NodeName = node.parse().expect("valid");
-        Grant {
-            initiator: Iqn::initiator(&node),
-            target: Iqn::target(&"shop/web/1".parse().expect("valid")),
-            node,
-            window,
-            farm: "shop".parse().expect("valid"),
-            segment: "seg100".parse().expect("valid"),
-            address: Ipv4Addr::new(10, 20, 0, 11),
-            secret: Secret::new("0123456789abcdef".to_owned()),
-            target_secret: None,
-            redirect: None,
-            units: Vec::new(),
-        }
-    }
+    use crate::test_support::grant;
 
     fn ask(table: &ZoneTable, segment: &str, peer: [u8; 4]) -> Result<Admission, Denial> {
         table.admit(&segment.parse().expect("valid"), IpAddr::from(peer), &grant("n1", 1).initiator)

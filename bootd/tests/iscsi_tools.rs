@@ -50,7 +50,7 @@ fn a_killed_server_has_lost_no_answered_write() {
     ];
     let (output, ok) = tool("qemu-io", &write);
     assert!(ok, "{output}");
-    server.kill();
+    drop(server);
     let server = Server::start(dir.path(), &["--keep"]);
     let read = [
         "-f",

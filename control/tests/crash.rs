@@ -10,45 +10,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fakes::control::Control;
+use fakes::shop::{BLUEPRINTS, FARM, MEMBERS, is_gone, is_ready};
 use fakes::spy::{Reached, Spy, follow};
 use fakes::{Rack, eventually};
 
-const BLUEPRINTS: &str = include_str!("../../images/examples/blueprints.toml");
-
-const FARM: &str = "
-[farm]
-name = 'shop'
-organization = 'acme'
-[[tier]]
-name = 'lb'
-blueprint = 'load-balancer'
-min = 1
-max = 1
-expose = [{ port = 80, tier = 'web', backend_port = 80 }]
-[[tier]]
-name = 'web'
-blueprint = 'web-server'
-min = 1
-max = 2
-";
-
 const POLICY: &str = "[policy]\nquarantine_s = 0\nmax_failures = 1000\nbootd_settle_s = 0\n[deadlines]\nsoft_power_off = 5\n";
-
-/// Members of the farm.
-const MEMBERS: u32 = 2;
 
 /// More steps than any of the three ways has.
 const MOST: u64 = 60;
-
-async fn is_ready(control: &Control) -> bool {
-    let Ok(farm) = control.farm("shop").await else { return false };
-    farm.state == "ready" && farm.tiers.iter().map(|tier| tier.in_service).sum::<u32>() == MEMBERS
-}
-
-async fn is_gone(control: &Control) -> bool {
-    control.farm("shop").await.is_err()
-        && control.nodes().await.iter().all(|node| node.state == "Idle")
-}
 
 /// What must be the same whenever control was killed; which node serves whom may differ.
 async fn served(rack: &Rack, control: &Control) -> BTreeMap<String, (String, String, Vec<u32>)> {

@@ -17,6 +17,7 @@ use common::{Image, build, lines, packages_cache};
 use croft_images::cpio;
 use croft_images::tree::{Content, Entry, Tree};
 use croft_proto::{BootEnv, Iqn, IscsiLogin, MacAddr, Secret, USERLAND_MARK};
+use croft_test_support::namespace;
 
 const HOST_NAME: &str = "shop-web-2";
 const INITIATOR: &str = "iqn.2026-11.internal.croft:node.n1";
@@ -44,44 +45,22 @@ fn store() -> PathBuf {
     store
 }
 
-/// Runs one of the tests below in a namespace of its own.
-fn in_namespace(test: &str) {
+/// Runs the test `name` in namespaces of its own, and there returns the images and a directory.
+fn bench(name: &str) -> Option<(PathBuf, tempfile::TempDir)> {
     // One machine at a time: each is as busy as a processor can be.
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let status = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--net", "--mount", "--pid", "--fork"])
-        .args(["--kill-child", "--mount-proc"])
-        .arg(std::env::current_exe().expect("own path"))
-        .args(["--exact", test, "--ignored", "--nocapture"])
-        .env("CROFT_IMAGE_DIR", store())
-        .status()
-        .expect("unshare starts");
-    assert!(status.success(), "{test}: {status}; what happened is above");
-}
-
-/// What every test in the namespace begins with: the images, and a directory.
-fn bench() -> (PathBuf, tempfile::TempDir) {
-    let store = PathBuf::from(std::env::var_os("CROFT_IMAGE_DIR").expect("set by in_namespace"));
-    let lo = Command::new("ip").args(["link", "set", "lo", "up"]).status().expect("ip starts");
-    assert!(lo.success());
-    (store, tempfile::tempdir().expect("directory"))
+    let inside = namespace::enter_empty(name, |command| {
+        command.env("CROFT_IMAGE_DIR", store());
+    });
+    inside.then(|| (store(), tempfile::tempdir().expect("directory")))
 }
 
 #[test]
 fn a_web_server_boots_serves_and_survives_an_outage() {
-    in_namespace("boots_serves_and_survives_an_outage");
-}
-
-#[test]
-fn a_load_balancer_boots_closed() {
-    in_namespace("boots_closed");
-}
-
-#[test]
-#[ignore = "needs a namespace: the test above makes one and runs it there"]
-fn boots_serves_and_survives_an_outage() {
-    let (store, dir) = bench();
+    let Some((store, dir)) = bench("a_web_server_boots_serves_and_survives_an_outage") else {
+        return;
+    };
     let root = dir.path().join("root");
     let image = Image::find(&store, "web-server-test").expect("built");
     let data = Image::find(&store, "shop-content").expect("built");
@@ -142,9 +121,10 @@ fn boots_serves_and_survives_an_outage() {
 }
 
 #[test]
-#[ignore = "needs a namespace: the test above makes one and runs it there"]
-fn boots_closed() {
-    let (store, dir) = bench();
+fn a_load_balancer_boots_closed() {
+    let Some((store, dir)) = bench("a_load_balancer_boots_closed") else {
+        return;
+    };
     let root = dir.path().join("root");
     let image = Image::find(&store, "load-balancer-test").expect("built");
     fs::copy(image.file("disk"), &root).expect("copied");

@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use client::{BIOS, Client, IPXE};
+use croft_test_support::namespace::sh;
 use nix::sys::signal::Signal;
-use site::{Site, enter, output, sh, until};
+use site::{Site, enter, output, until};
 
 /// A network on which bootd gives the addresses, and one on which it stands beside another server.
 const FILE: &str = r#"

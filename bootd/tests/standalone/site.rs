@@ -11,42 +11,14 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use croft_proto::{BlobHash, ImageFile, ImageKind, ImageVersion, Manifest};
+use croft_test_support::namespace;
 use nix::sys::signal::Signal;
 
-const INSIDE: &str = "CROFT_TEST_INSIDE";
 const BOOTD: &str = env!("CARGO_BIN_EXE_croft-bootd");
 
 /// True inside; outside it runs the test `name` inside, asserts that it passed, and returns false.
 pub fn enter(name: &str) -> bool {
-    if std::env::var_os(INSIDE).is_some() {
-        sh("mount -t tmpfs tmpfs /run");
-        sh("ip netns add fabric");
-        sh("ip link set lo up");
-        sh("ip -n fabric link set lo up");
-        for (ours, theirs) in [("node0", "seg100"), ("other0", "seg101")] {
-            sh(&format!("ip link add {ours} type veth peer name {theirs} netns fabric"));
-            sh(&format!("ip link set {ours} up"));
-        }
-        return true;
-    }
-    let unshare = ["-Urnm", "--fork", "--pid", "--kill-child", "--mount-proc"];
-    // Killing the test kills what is inside, too.
-    let status = Command::new("setpriv")
-        .args(["--pdeathsig", "KILL", "--", "unshare"])
-        .args(unshare)
-        .arg(std::env::current_exe().expect("the test's own path"))
-        .args(["--exact", name, "--nocapture", "--test-threads=1"])
-        .env(INSIDE, "1")
-        .status()
-        .expect("setpriv and unshare (package util-linux) run");
-    assert!(status.success(), "{name} failed inside its namespaces");
-    false
-}
-
-/// Runs a command; it must succeed.
-pub fn sh(command: &str) {
-    let status = Command::new("sh").args(["-c", command]).status().expect("sh runs");
-    assert!(status.success(), "{command}");
+    namespace::enter(name, &[("node0", "seg100"), ("other0", "seg101")])
 }
 
 /// What `croft-bootd` with these arguments says on both outputs, and its exit status.

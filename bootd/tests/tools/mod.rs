@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// scheduled on a busy one.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// `croft-bootd target`, killed when this is dropped.
+/// `croft-bootd target`; `kill -9` when this is dropped.
 pub struct Server {
     process: Child,
     /// `iscsi://ADDRESS/TARGET/0`
@@ -40,13 +40,6 @@ impl Server {
         let line = lines.recv_timeout(PATIENCE).expect("it says where it serves");
         let url = line.strip_prefix("serving ").expect("the URL").to_owned();
         Self { process, url }
-    }
-
-    /// `kill -9`.
-    #[allow(dead_code, reason = "not every test that has servers kills one")]
-    pub fn kill(mut self) {
-        self.process.kill().expect("killed");
-        self.process.wait().expect("gone");
     }
 }
 

@@ -11,6 +11,7 @@
 pub mod bmc;
 pub mod control;
 pub mod edge;
+pub mod shop;
 pub mod spy;
 pub mod switch;
 

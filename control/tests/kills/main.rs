@@ -27,29 +27,11 @@ use croft_test_support::agent::{Agent, token};
 use croft_test_support::initiator::{LoginError, Session};
 use croft_test_support::namespace::{self, sh};
 use fakes::control::Control;
+use fakes::shop::{BLUEPRINTS, FARM, MEMBERS, is_gone, is_ready};
 use fakes::spy::{Reached, Spy, follow};
 use fakes::{PATIENCE, Rack, eventually};
 use machine::{Given, Machines};
 use tonic::Code;
-
-const BLUEPRINTS: &str = include_str!("../../../images/examples/blueprints.toml");
-
-const FARM: &str = "
-[farm]
-name = 'shop'
-organization = 'acme'
-[[tier]]
-name = 'lb'
-blueprint = 'load-balancer'
-min = 1
-max = 1
-expose = [{ port = 80, tier = 'web', backend_port = 80 }]
-[[tier]]
-name = 'web'
-blueprint = 'web-server'
-min = 1
-max = 2
-";
 
 /// Silence counts from bootd's first moment on, so that nothing but sense keeps control from
 /// fencing nodes that have not come back to it yet.
@@ -57,9 +39,6 @@ const POLICY: &str = "[policy]\nquarantine_s = 0\nmax_failures = 1000\nbootd_set
 
 /// The idle segment and the first farm's.
 const LINKS: &[(&str, &str)] = &[("node10", "seg10"), ("node100", "seg100")];
-
-/// Members of the farm.
-const MEMBERS: u32 = 2;
 
 /// More steps than any way has.
 const MOST: u64 = 150;
@@ -261,16 +240,6 @@ const CALM: &[&str] = &[
     "attach-refused",
     "login-refused",
 ];
-
-async fn is_ready(control: &Control) -> bool {
-    let Ok(farm) = control.farm("shop").await else { return false };
-    farm.state == "ready" && farm.tiers.iter().map(|tier| tier.in_service).sum::<u32>() == MEMBERS
-}
-
-async fn is_gone(control: &Control) -> bool {
-    control.farm("shop").await.is_err()
-        && control.nodes().await.iter().all(|node| node.state == "Idle")
-}
 
 /// What a released node still knows opens nothing any more, not even from the address that its
 /// successor has now.

@@ -12,19 +12,34 @@ use std::process::Command;
 
 const INSIDE: &str = "CROFT_TEST_INSIDE";
 
-/// True inside; outside it runs the test `name` inside, asserts that it passed, and returns false.
-/// `links` are the test's end and bootd's end of each veth pair.
+/// True inside, where `fabric` and the links are then; outside it runs the test `name` inside,
+/// asserts that it passed, and returns false. `links` are the test's end and bootd's end of each
+/// veth pair.
 ///
 /// # Panics
 /// The namespaces cannot be had, or the test failed in them.
 pub fn enter(name: &str, links: &[(&str, &str)]) -> bool {
-    if std::env::var_os(INSIDE).is_some() {
+    let inside = enter_empty(name, |_| ());
+    if inside {
         build(links);
+    }
+    inside
+}
+
+/// As [`enter`], with nothing in the namespaces but the loopback device. `prepare` has the command
+/// that runs the test inside, for its environment.
+///
+/// # Panics
+/// The namespaces cannot be had, or the test failed in them.
+pub fn enter_empty(name: &str, prepare: impl FnOnce(&mut Command)) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        sh("ip link set lo up");
         return true;
     }
     let test = std::env::current_exe().expect("the test's own path");
     // Killing the test kills what is inside, too.
-    let status = Command::new("setpriv")
+    let mut command = Command::new("setpriv");
+    command
         .args([
             "--pdeathsig",
             "KILL",
@@ -38,9 +53,9 @@ pub fn enter(name: &str, links: &[(&str, &str)]) -> bool {
         ])
         .arg(test)
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
-        .env(INSIDE, "1")
-        .status()
-        .expect("setpriv and unshare (package util-linux) run");
+        .env(INSIDE, "1");
+    prepare(&mut command);
+    let status = command.status().expect("setpriv and unshare (package util-linux) run");
     assert!(status.success(), "{name} failed inside its namespaces");
     false
 }
@@ -48,7 +63,6 @@ pub fn enter(name: &str, links: &[(&str, &str)]) -> bool {
 fn build(links: &[(&str, &str)]) {
     sh("mount -t tmpfs tmpfs /run");
     sh("ip netns add fabric");
-    sh("ip link set lo up");
     sh("ip -n fabric link set lo up");
     for (ours, theirs) in links.iter().chain(&[("ctl0", "ctl1")]) {
         sh(&format!("ip link add {ours} type veth peer name {theirs} netns fabric"));

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use croft_proto::{Iqn, NodeName, Secret, SegmentName};
+use croft_proto::{Iqn, Secret, SegmentName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -41,23 +41,16 @@ struct Server {
 }
 
 fn grant(node: &str, window: u64) -> Grant {
-    let node: NodeName = node.parse().expect("valid");
     Grant {
-        initiator: Iqn::initiator(&node),
-        target: Iqn::target(&"shop/web/1".parse().expect("valid")),
-        node,
-        window,
-        farm: "shop".parse().expect("valid"),
-        segment: "seg100".parse().expect("valid"),
         address: [127, 0, 0, 1].into(),
         secret: Secret::new(SECRET.to_owned()),
         target_secret: Some(Secret::new(TARGET_SECRET.to_owned())),
-        redirect: None,
         units: vec![
             Unit { lun: 0, volume: "root".parse().expect("valid"), access: Access::ReadWrite },
             Unit { lun: 1, volume: "root".parse().expect("valid"), access: Access::ReadOnly },
             Unit { lun: 2, volume: "data".parse().expect("valid"), access: Access::ReadWrite },
         ],
+        ..crate::test_support::grant(node, window)
     }
 }
 
