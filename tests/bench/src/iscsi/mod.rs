@@ -2,6 +2,7 @@
 //! file system, in the page cache. One round measures every side of a row once; who begins changes
 //! from round to round.
 
+mod clones;
 mod image;
 mod initiator;
 mod sessions;
@@ -46,6 +47,7 @@ const ROWS: &[Row] = &[
     ("iscsi-cow-fua-4k-d1", |bench, name| bench.durable(name, 1, 1000)),
     ("iscsi-cow-fua-4k-d32", |bench, name| bench.durable(name, 32, 8000)),
     ("iscsi-sessions-1000", Bench::idle_sessions),
+    ("volume-clone", Bench::clones),
 ];
 
 /// Measures the rows that were asked for.
@@ -269,6 +271,26 @@ impl Bench {
         let [ours, theirs] = alternate(self.pairs, sides)?;
         let figure = Figure { name, peer: &self.tgt_name, unit: "KiB", better: Better::Lower };
         report(figure, &zip(&ours, &theirs));
+        Ok(())
+    }
+
+    /// Clones beside the peer's; and how long a volume takes to make, beside the peer's clone.
+    fn clones(&mut self, name: &str) -> anyhow::Result<()> {
+        let dir = self.dir.join("clones");
+        let creations = std::cell::RefCell::new(Vec::new());
+        let mut ours = || {
+            let rates = clones::ours(&dir)?;
+            creations.borrow_mut().push(rates.create_us);
+            Ok(rates.clones)
+        };
+        let mut theirs = || clones::peer(&dir);
+        let [ours, theirs] = alternate(self.pairs, [&mut ours, &mut theirs])?;
+        let peer = clones::peer_name()?;
+        report(figure(name, &peer, "clones/s"), &zip(&ours, &theirs));
+        let name = "volume-create";
+        let micros: Vec<f64> = theirs.iter().map(|rate| 1e6 / rate).collect();
+        let figure = Figure { name, peer: &peer, unit: "us", better: Better::Lower };
+        report(figure, &zip(&creations.into_inner(), &micros));
         Ok(())
     }
 }
