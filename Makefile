@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 BUILD := $(CURDIR)/.build
 BIN := $(CURDIR)/target/release
-STATIC := $(CURDIR)/target/x86_64-unknown-linux-gnu/release
+STATIC := $(CURDIR)/target/x86_64-unknown-linux-gnu/agent
 IMAGES := $(BUILD)/images
 RACK_BIN := $(BIN)/croft-rack
 RACK := $(RACK_BIN) enter
@@ -31,8 +31,8 @@ packages:
 build: packages
 	@mkdir -p $(BUILD)
 	cargo build --release --workspace
-	RUSTFLAGS="-C target-feature=+crt-static" cargo build --release -p croft-agent --target x86_64-unknown-linux-gnu
-	strip -o $(BUILD)/croft-agent $(STATIC)/croft-agent
+	RUSTFLAGS="-C target-feature=+crt-static" cargo build --profile agent -p croft-agent --target x86_64-unknown-linux-gnu
+	install $(STATIC)/croft-agent $(BUILD)/croft-agent
 
 images: build
 	$(BIN)/croft-images build --store $(IMAGES) --agent $(BUILD)/croft-agent --packages-cache $(BUILD)/packages --test
