@@ -3,8 +3,9 @@
 //!
 //! [`Target::serve`] accepts connections on a segment; each is one task for its whole life: it
 //! reads and writes the socket, keeps the session's state and does the commands, so that a command
-//! that ends in the page cache is answered without a change of task. Only work that waits for the
-//! disk goes to other threads.
+//! that ends in the page cache is answered without a change of task. Work that waits for the
+//! disk goes to other threads; a read that the page cache cannot serve lets other tasks go on in
+//! another thread (`crate::volume`).
 //!
 //! `pdu`, `text`, `chap`, `throttle` and `params` are pure; `login` is a state machine without a socket;
 //! `session` is full feature phase; `registry` knows all sessions; `portal` has the sockets.

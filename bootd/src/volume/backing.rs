@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 
+use super::cold;
+
 /// A file with holes.
 pub trait Backing: Send + Sync + std::fmt::Debug {
     /// Fills the buffer; holes read as zeros. Beyond the end is an error of kind `UnexpectedEof`.
@@ -34,7 +36,7 @@ pub trait Backing: Send + Sync + std::fmt::Debug {
 
 impl Backing for File {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.read_exact_at(buffer, offset)
+        cold::read_at(self, offset, buffer)
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {

@@ -9,6 +9,7 @@ mod ahead;
 mod backing;
 mod catalog;
 mod check;
+mod cold;
 #[cfg(test)]
 mod crash_tests;
 mod error;
@@ -61,8 +62,9 @@ pub struct Extent {
 
 /// A block device: ranges in bytes, any alignment that is a multiple of 512.
 ///
-/// Calls run in the caller's thread. Reads and writes usually end in the page cache; only where
-/// [`Volume::may_wait`] says so, and in `flush`, do they wait for the disk.
+/// Calls run in the caller's thread. Reads and writes usually end in the page cache; where
+/// [`Volume::may_wait`] says so, and in `flush`, they wait for the disk. A read that has to, lets
+/// other tasks of the runtime go on.
 pub trait Volume: Send + Sync + std::fmt::Debug {
     /// Unique and stable over the volume's life, also across [`VolumeStore::reset`].
     fn identity(&self) -> [u8; 16];
@@ -112,6 +114,12 @@ pub trait Volume: Send + Sync + std::fmt::Debug {
     /// session should wait before the next.
     fn charge(&self, bytes: u64) -> Duration {
         let _ = bytes;
+        Duration::ZERO
+    }
+
+    /// How long a session should wait now, with nothing to count: others may use what the volume's
+    /// limits share out.
+    fn owed(&self) -> Duration {
         Duration::ZERO
     }
 

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use croft_proto::{BlobHash, CHUNK_SIZE, ImageVersion, Manifest};
 
+use crate::volume::cold;
 use crate::volume::layer::Base;
 use crate::volume::observer::{Observer, Report};
 
@@ -107,9 +108,9 @@ impl Base for ImageDisk {
             match self.states[chunk as usize].load(Ordering::Acquire) {
                 GOOD => {}
                 CORRUPT => return Err(self.corrupt(chunk)),
-                _ => self.first_look(chunk)?,
+                _ => cold::aside(|| self.first_look(chunk))?,
             }
         }
-        self.file.read_exact_at(buffer, offset)
+        cold::read_at(&self.file, offset, buffer)
     }
 }
