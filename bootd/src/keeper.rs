@@ -202,14 +202,24 @@ impl Keeper {
         }
     }
 
-    /// An ephemeral volume as its image is; also if it lies over another image so far.
+    /// An ephemeral volume as its image is; also if it lies over another image so far, or is damaged:
+    /// what it holds is not looked at.
     fn renew(&self, volume: &Volume) -> Result<(), VolumeError> {
         let spec = spec(volume);
-        match self.make(&spec) {
-            Ok(()) => {
-                self.sessions.forget_reservations(&spec.id);
-                self.volumes.reset(&spec.id)
+        let fits = match self.volumes.compare(&spec) {
+            Err(VolumeError::Conflict { what: "size", .. }) => {
+                self.volumes.grow(&spec.id, spec.size_bytes).map(|()| true)
             }
+            fits => fits,
+        };
+        match fits {
+            Ok(_) => {
+                self.volumes.reset(&spec.id)?;
+                self.sessions.forget_reservations(&spec.id);
+                // Its image has to be there, too.
+                self.volumes.ensure(&spec)
+            }
+            Err(VolumeError::NoVolume(_)) => self.volumes.ensure(&spec),
             Err(VolumeError::Conflict { .. }) => {
                 self.volumes.delete(&spec.id)?;
                 self.sessions.forget_reservations(&spec.id);

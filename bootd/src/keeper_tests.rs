@@ -211,6 +211,27 @@ fn an_ephemeral_root_moves_to_another_image_at_a_new_boot() {
 }
 
 #[test]
+fn a_damaged_root_is_renewed_like_any_other() {
+    let dir = dir();
+    let version = image(dir.path(), 7);
+    let bench = start(dir.path());
+    bench.boot_and_write(version);
+    drop(bench);
+    let volumes = dir.path().join("volumes");
+    let layers = std::fs::read_dir(&volumes).expect("listed").map(|it| it.expect("entry").path());
+    let layers: Vec<_> = layers.filter(|it| it.extension().is_some_and(|e| e == "layer")).collect();
+    assert!(!layers.is_empty());
+    for layer in layers {
+        std::fs::write(layer, [0xff; 8192]).expect("spoilt");
+    }
+    let bench = start(dir.path());
+    assert!(bench.keeper.volumes.get(&root()).is_err());
+    bench.open(2);
+    assert!(bench.keeper.settle() && bench.prepared());
+    assert_eq!(bench.first_byte(), 7);
+}
+
+#[test]
 fn a_missing_image_is_an_error_with_its_cause_and_no_boot() {
     let dir = dir();
     let bench = start(dir.path());

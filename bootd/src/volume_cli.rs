@@ -224,9 +224,9 @@ fn write_out(
     let Some(snapshot) = snapshot else {
         return Ok(export(&*store.get(id)?, file, format)?);
     };
-    // A snapshot is read through a clone that nobody keeps.
+    // A snapshot is read through a clone that nobody keeps. One that a killed export has left is
+    // the same clone; a volume that somebody has called so is a conflict.
     let clone: VolumeId = "export-of-a-snapshot".parse().expect("a valid name");
-    store.delete(&clone)?;
     let (id, source) = (clone.clone(), id.clone());
     store.clone_snapshot(&CloneSpec { id, source, snapshot, farm: None })?;
     let written = store.get(&clone).map_err(TransferError::from);

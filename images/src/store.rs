@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use croft_proto::{BlobHash, CHUNK_SIZE, ImageFile, ImageKind, ImageName, ImageVersion, Manifest};
 
@@ -59,7 +60,7 @@ impl Store {
         };
         let version = manifest.version();
         let path = self.top.join(format!("manifests/{version}.json"));
-        if !path.exists() {
+        if !reuse(&path)? {
             publish(&path, |file| file.write_all(&manifest.to_bytes()))?;
         }
         let path = self.top.join(format!("names/{}", parts.name));
@@ -73,11 +74,24 @@ impl Store {
     fn add_blob(&self, from: &Path, chunked: bool) -> Result<ImageFile, Error> {
         let file = hash(from, chunked)?;
         let path = self.top.join(format!("blobs/{}", file.blob));
-        if !path.exists() {
+        if !reuse(&path)? {
             let mut source = File::open(from).map_err(Error::read(from))?;
             publish(&path, |target| copy_sparse(&mut source, target))?;
         }
         Ok(file)
+    }
+}
+
+/// Whether a file is there already. It is as new as a new one then, so that whoever removes old
+/// images that nothing names leaves it to the one that is being made.
+fn reuse(path: &Path) -> Result<bool, Error> {
+    match File::options().append(true).open(path) {
+        Ok(file) => {
+            file.set_modified(SystemTime::now()).map_err(Error::write(path))?;
+            Ok(true)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::write(path)(error)),
     }
 }
 

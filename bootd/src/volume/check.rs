@@ -14,7 +14,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::backing::{Backing, Directory, Disk};
-use super::catalog::{self, FILE, LayerRecord, State};
+use super::catalog::{self, FILE, State};
 use super::error::VolumeError;
 use super::format::{
     self, HALF, MAX_SIZE, PAGE, Superblock, block_at, decode_map_page, log_at, page_at,
@@ -113,7 +113,7 @@ impl<D: Disk> Check<'_, D> {
         let readers = readers(&state);
         for (number, layer) in &state.layers {
             if layer.begun {
-                let own = self.layer(&state, *number, layer)?;
+                let own = self.layer(&state, *number)?;
                 self.found.bytes += own * BLOCK;
                 if readers.get(number).is_some_and(|readers| *readers > 1) {
                     self.found.shared_bytes += own * BLOCK;
@@ -124,12 +124,7 @@ impl<D: Disk> Check<'_, D> {
     }
 
     /// Looks at one layer's file; how many blocks of its own its map names.
-    fn layer(
-        &mut self,
-        state: &State,
-        number: u64,
-        layer: &LayerRecord,
-    ) -> Result<u64, VolumeError> {
+    fn layer(&mut self, state: &State, number: u64) -> Result<u64, VolumeError> {
         let name = layer_file(number);
         let file = match self.disk.open(&name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -162,7 +157,8 @@ impl<D: Disk> Check<'_, D> {
             tracing::warn!(file = name, offset = other, "{text}");
         }
         let own = self.map(&name, &file, &head, length)?;
-        self.log(&name, &file, &head, layer)?;
+        let frozen = !state.volumes.values().any(|volume| volume.layer == number);
+        self.log(&name, &file, &head, frozen)?;
         Ok(own)
     }
 
@@ -211,7 +207,7 @@ impl<D: Disk> Check<'_, D> {
         name: &str,
         file: &D::File,
         head: &Superblock,
-        layer: &LayerRecord,
+        frozen: bool,
     ) -> Result<(), VolumeError> {
         let mut bytes = vec![0; HALF as usize];
         for sequence in [head.sequence, head.sequence + 1] {
@@ -220,7 +216,7 @@ impl<D: Disk> Check<'_, D> {
             match log::read(&bytes, sequence, MAX_SIZE / BLOCK) {
                 Err(gap) => self.fault(name, start + gap.offset, gap.text),
                 // A checkpoint that failed and was made good leaves records that its map covers.
-                Ok(records) if layer.uses > 1 && records.iter().any(|it| it.epoch > head.epoch) => {
+                Ok(records) if frozen && records.iter().any(|it| it.epoch > head.epoch) => {
                     self.fault(name, start, "it is frozen, and its log goes beyond its map");
                 }
                 Ok(_) => {}

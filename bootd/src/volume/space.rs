@@ -62,14 +62,16 @@ struct Books {
 }
 
 impl Books {
+    /// What is left of the other farms' reserves.
+    fn reserved_but_for(&self, farm: &Option<FarmName>) -> u64 {
+        let others = self.farms.iter().filter(|(name, _)| *name != farm);
+        let left = others.map(|(_, other)| other.quota.reserve.saturating_sub(other.used));
+        left.fold(0, u64::saturating_add)
+    }
+
     /// Gives `bytes` to a farm, or says why not. Whether its warning is due comes with it.
     fn take(&mut self, farm: &Option<FarmName>, bytes: u64) -> Result<bool, Shortage> {
-        let reserved: u64 = self
-            .farms
-            .iter()
-            .filter(|(name, _)| *name != farm)
-            .map(|(_, other)| other.quota.reserve.saturating_sub(other.used))
-            .fold(0, u64::saturating_add);
+        let reserved = self.reserved_but_for(farm);
         let account = self.farms.entry(farm.clone()).or_default();
         let used = account.used.saturating_add(bytes);
         if used > account.quota.most {
@@ -129,6 +131,9 @@ pub struct FarmUsage {
 /// Bytes that the store keeps for itself: logs and maps, so that a full store can still flush and
 /// unmap.
 const KEEP: u64 = 64 << 20;
+
+/// With so much free, some bytes that are not counted yet hurt nobody.
+const PLENTY: u64 = 4 << 30;
 
 /// After this many bytes the disk is asked again how much is free; others may write to it, too.
 const LOOK_AFTER: u64 = 64 << 20;
@@ -245,6 +250,14 @@ impl Usage {
         }
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Whether the farm has no limit, and the store room that is reserved for nobody: only then may
+    /// the disk be used for what is not counted.
+    pub fn has_plenty(&self) -> bool {
+        let books = self.space.lock();
+        let limited = books.farms.get(&self.farm).is_some_and(|it| it.quota.most < u64::MAX);
+        !limited && books.free.saturating_sub(books.reserved_but_for(&self.farm)) > PLENTY
     }
 
     /// Gives back.

@@ -1,7 +1,7 @@
 //! Volumes to and from files of other programs: raw, and QEMU's qcow2.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -77,7 +77,8 @@ pub fn import(
     let mut source = match format.unwrap_or(guess) {
         Format::Qcow2 => Source::Qcow2(Reader::open(file).map_err(damaged)?),
         Format::Raw => {
-            let size = file.metadata().map_err(fail("reading"))?.len();
+            // A block device says its size only so.
+            let size = (&file).seek(SeekFrom::End(0)).map_err(fail("reading"))?;
             Source::Raw(file, size)
         }
     };

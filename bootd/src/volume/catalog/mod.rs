@@ -38,7 +38,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 pub(crate) use record::{Frame, frames};
-pub(crate) use state::{Change, LayerRecord, SnapshotRecord, State, VolumeRecord};
+pub(crate) use state::{Change, SnapshotRecord, State, VolumeRecord};
 
 use super::backing::{Backing, Disk};
 use super::error::VolumeError;
@@ -52,7 +52,8 @@ const NEW: &str = "catalog.new";
 const ROOM: u64 = 64 << 10;
 
 /// The file is written anew when it is this long, and four times as long as it was when new.
-const COMPACT_AT: u64 = 4 << 20;
+/// Soon in tests, so that those that crash see it.
+const COMPACT_AT: u64 = if cfg!(test) { 4 << 10 } else { 4 << 20 };
 
 #[derive(Debug)]
 struct Table<F> {
@@ -150,11 +151,12 @@ impl<D: Disk> Catalog<D> {
             Err(error) => return Err(fail("opening")(error)),
         };
         let table = Self::write(&disk, state, number).map_err(fail("writing"))?;
+        Self::install(&disk).map_err(fail("replacing"))?;
         let (syncing, synced, failed) = (Mutex::default(), Condvar::new(), AtomicBool::new(false));
         Ok(Self { disk, path, table: Mutex::new(table), syncing, synced, failed })
     }
 
-    /// Writes the whole state to a new file and puts it in place of the old one.
+    /// Writes the whole state to a new file, for [`Catalog::install`].
     fn write(disk: &D, state: State, number: u64) -> io::Result<Table<D::File>> {
         let json = serde_json::to_vec(&Change::Whole(state.clone())).map_err(io::Error::other)?;
         let mut bytes = Frame { number, durable: number, json: &json, length: 0 }.encode();
@@ -164,11 +166,27 @@ impl<D: Disk> Catalog<D> {
         let file = disk.create(NEW)?;
         file.write_at(0, &bytes)?;
         file.sync()?;
-        disk.rename(NEW, FILE)?;
-        disk.sync()?;
         let compact_at = COMPACT_AT.max(4 * position);
         let (file, durable) = (Arc::new(file), number + 1);
         Ok(Table { state, file, position, room, number: durable, durable, compact_at })
+    }
+
+    /// Puts the new file in place of the old one.
+    fn install(disk: &D) -> io::Result<()> {
+        disk.rename(NEW, FILE)?;
+        disk.sync()
+    }
+
+    /// Whether changes are still possible. A change that could not be made durable may be seen all
+    /// the same: nothing is promised on its account.
+    ///
+    /// # Errors
+    /// An earlier sync failed.
+    pub fn check(&self) -> Result<(), VolumeError> {
+        if self.failed.load(Ordering::Acquire) {
+            return Err(self.fail("writing", io::Error::other("an earlier sync failed")));
+        }
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, Table<D::File>> {
@@ -198,9 +216,7 @@ impl<D: Disk> Catalog<D> {
         let (number, gone) = {
             let mut table = self.lock();
             let change = plan(&table.state)?;
-            if self.failed.load(Ordering::Acquire) {
-                return Err(self.fail("writing", io::Error::other("an earlier sync failed")));
-            }
+            self.check()?;
             let json = serde_json::to_vec(&change).map_err(io::Error::other);
             let json = json.map_err(|error| self.fail("writing", error))?;
             let (number, durable) = (table.number, table.durable);
@@ -239,9 +255,7 @@ impl<D: Disk> Catalog<D> {
             if self.lock().durable > number {
                 return Ok(());
             }
-            if self.failed.load(Ordering::Acquire) {
-                return Err(self.fail("syncing", io::Error::other("an earlier sync failed")));
-            }
+            self.check()?;
             if *syncing {
                 syncing = self.synced.wait(syncing).unwrap_or_else(PoisonError::into_inner);
                 continue;
@@ -270,7 +284,15 @@ impl<D: Disk> Catalog<D> {
         table.durable = written;
         if long {
             match Self::write(&self.disk, table.state.clone(), table.number) {
-                Ok(new) => *table = new,
+                // Which of the two files is there after a crash is not known if this fails: no
+                // record may follow in either.
+                Ok(new) => match Self::install(&self.disk) {
+                    Ok(()) => *table = new,
+                    Err(error) => {
+                        self.failed.store(true, Ordering::Release);
+                        return Err(self.fail("replacing", error));
+                    }
+                },
                 // It is tried again when the file has grown as much again.
                 Err(error) => {
                     tracing::warn!(path = %self.path.display(), %error, "writing it anew failed");

@@ -311,6 +311,11 @@ impl<B: Backing> Layer<B> {
         VolumeError::Io { volume: self.name.clone(), operation: "flushing", offset: at, source }
     }
 
+    /// Refuses everything from now on: the file is not the volume's any more.
+    pub fn end(&self) {
+        self.poisoned.store(true, Ordering::Release);
+    }
+
     /// Tells whoever watches the volume.
     pub fn tell(&self, news: impl Fn(&dyn Watcher)) {
         let watchers: Vec<_> = {

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
-use super::{Base, Flushing, LOG_RESERVE, Layer, Log, LogUse, Present, STRIPES, lock};
+use super::{Base, Flushing, Layer, Log, LogUse, Present, STRIPES, lock};
 use crate::volume::ahead::Ahead;
 use crate::volume::backing::Backing;
 use crate::volume::error::VolumeError;
@@ -109,22 +109,15 @@ impl<B: Backing> Opening<B> {
     /// The records of one half of the log.
     fn records(&self, sequence: u64, blocks: u64) -> Result<Vec<Record>, VolumeError> {
         let start = log_at(sequence);
+        // All of it, though most logs are short: what shows that a record was damaged, and not
+        // just never written, may stand anywhere behind it.
         let mut bytes = vec![0; HALF as usize];
-        // Most logs are short: read on only while records follow.
-        let mut records = Vec::new();
-        for part in [64 << 10, HALF as usize] {
-            self.file.read_at(start, &mut bytes[..part]).map_err(self.io(start))?;
-            records = log::read(&bytes[..part], sequence, blocks).map_err(|gap| {
-                let at = start + gap.offset;
-                let fault = format!("layer {}: {} (byte {at})", self.layer, gap.text);
-                VolumeError::Damaged { volume: self.name.clone(), fault }
-            })?;
-            let used: usize = records.iter().map(|r| r.encode().len()).sum();
-            if used + (LOG_RESERVE as usize / 2) < part {
-                break;
-            }
-        }
-        Ok(records)
+        self.file.read_at(start, &mut bytes).map_err(self.io(start))?;
+        log::read(&bytes, sequence, blocks).map_err(|gap| {
+            let at = start + gap.offset;
+            let fault = format!("layer {}: {} (byte {at})", self.layer, gap.text);
+            VolumeError::Damaged { volume: self.name.clone(), fault }
+        })
     }
 }
 

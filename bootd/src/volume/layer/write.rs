@@ -155,6 +155,10 @@ impl<B: Backing> Layer<B> {
         let Some((from, to)) = self.ahead.note(first, count, present.epoch, region_end) else {
             return;
         };
+        if !present.usage.has_plenty() {
+            // They take disk that is not counted yet.
+            return;
+        }
         // Only what nobody has written: after a block of its own the stream ends anyway.
         let free = (from..to).take_while(|block| !self.map.get(*block).is_in(present.file)).count();
         let (mut at, end) = (from * BLOCK, (from + free as u64) * BLOCK);

@@ -95,6 +95,13 @@ impl<D: Disk> Clone for Live<D> {
 
 type Shard<D> = HashMap<VolumeId, Live<D>>;
 
+/// Ends the volume for those who have it open.
+fn end<D: Disk>(shard: &mut Shard<D>, id: &VolumeId) {
+    if let Some(layer) = shard.remove(id).and_then(|live| live.layer) {
+        layer.end();
+    }
+}
+
 /// The volumes of a directory, of which this is the only user.
 #[derive(Debug)]
 pub struct VolumeStore<D: Disk = Directory> {
@@ -157,6 +164,12 @@ impl<D: Disk> VolumeStore<D> {
         let names = disk.names().map_err(fail("listing"))?;
         if let Some(old) = names.iter().find(|name| name.ends_with(".vol")) {
             return Err(VolumeError::OldFormat { path: path.join(old) });
+        }
+        // An empty catalog would make all layers needless, and they would be removed.
+        let layers = names.iter().filter(|name| layer_number(name).is_some()).count();
+        if layers > 0 && !names.iter().any(|name| name == FILE) {
+            let fault = format!("it is missing, and {layers} layers are there");
+            return Err(VolumeError::Catalog { path: path.join(FILE), offset: 0, fault });
         }
         let catalog = Catalog::open(Arc::clone(&disk), path.join(FILE))?;
         let observer = Arc::new(Observer::default());
@@ -267,31 +280,14 @@ impl<D: Disk> VolumeStore<D> {
     /// impossible; its file is damaged; or the disk failed.
     pub fn ensure(&self, spec: &VolumeSpec) -> Result<(), VolumeError> {
         let mut shard = self.shard(&spec.id);
-        let known = self.catalog.look(|state| {
-            let record = state.volumes.get(&spec.id)?;
-            let begun = state.layers.get(&record.layer).is_some_and(|layer| layer.begun);
-            Some((record.clone(), begun))
-        });
-        if let Some((record, begun)) = known {
-            let conflict = |what| VolumeError::Conflict { id: spec.id.clone(), what };
-            if record.kind != spec.kind {
-                return Err(conflict("kind"));
+        match self.compare(spec) {
+            Ok(true) => return self.opened(&mut shard, &spec.id).and(self.catalog.check()),
+            Ok(false) => {
+                spec.image.map(|version| self.images.open_disk(version)).transpose()?;
+                return self.catalog.check();
             }
-            if record.image != spec.image {
-                return Err(conflict("image"));
-            }
-            if record.farm != spec.farm {
-                return Err(conflict("farm"));
-            }
-            if record.size < spec.size_bytes {
-                return Err(conflict("size"));
-            }
-            if begun {
-                self.opened(&mut shard, &spec.id)?;
-            } else {
-                record.image.map(|version| self.images.open_disk(version)).transpose()?;
-            }
-            return Ok(());
+            Err(VolumeError::NoVolume(_)) => {}
+            Err(conflict) => return Err(conflict),
         }
         let _naming = self.naming.read().unwrap_or_else(PoisonError::into_inner);
         let least = match spec.image {
@@ -320,6 +316,27 @@ impl<D: Disk> VolumeStore<D> {
         })
     }
 
+    /// Compares a volume with what is wanted, and does not open it. Whether it was ever written.
+    ///
+    /// # Errors
+    /// It does not exist; or exists with another kind, image or farm, or is smaller.
+    pub fn compare(&self, spec: &VolumeSpec) -> Result<bool, VolumeError> {
+        let known = self.catalog.look(|state| {
+            let record = state.volumes.get(&spec.id)?;
+            let begun = state.layers.get(&record.layer).is_some_and(|layer| layer.begun);
+            Some((record.clone(), begun))
+        });
+        let (record, begun) = known.ok_or_else(|| VolumeError::NoVolume(spec.id.clone()))?;
+        let conflict = |what| Err(VolumeError::Conflict { id: spec.id.clone(), what });
+        match record {
+            it if it.kind != spec.kind => conflict("kind"),
+            it if it.image != spec.image => conflict("image"),
+            it if it.farm != spec.farm => conflict("farm"),
+            it if it.size < spec.size_bytes => conflict("size"),
+            _ => Ok(begun),
+        }
+    }
+
     fn identity(&self) -> Result<[u8; 16], VolumeError> {
         let mut identity = [0; 16];
         getrandom::fill(&mut identity).map_err(|error| VolumeError::Store {
@@ -331,20 +348,31 @@ impl<D: Disk> VolumeStore<D> {
     }
 
     /// Drops everything written to a volume: it is its image again, or the snapshot that it was
-    /// cloned from. Its identity and its snapshots stay. Whoever has it open keeps the old content
-    /// and should be gone by now.
+    /// cloned from. Its identity and its snapshots stay. Whoever has it open should be gone by now:
+    /// what he has refuses everything from then on.
     ///
     /// # Errors
-    /// No such volume, or the disk failed; then the old content stands.
+    /// No such volume, or the disk failed; after the next start it may have either content.
     pub fn reset(&self, id: &VolumeId) -> Result<(), VolumeError> {
         let mut shard = self.shard(id);
         let record = self.record(id)?;
         if record.kind == VolumeKind::SharedReadOnly {
             return Ok(());
         }
-        self.change(|_| Ok(Change::Replace { id: id.clone(), parent: record.origin }))?;
-        shard.remove(id);
-        Ok(())
+        self.replace(&mut shard, id, record.origin)
+    }
+
+    /// Gives a volume a new layer over `parent`. The old one ends even if that fails: it may be
+    /// gone after the next start, and nothing may be promised that it keeps.
+    fn replace(
+        &self,
+        shard: &mut Shard<D>,
+        id: &VolumeId,
+        parent: Option<u64>,
+    ) -> Result<(), VolumeError> {
+        let changed = self.change(|_| Ok(Change::Replace { id: id.clone(), parent }));
+        end(shard, id);
+        changed
     }
 
     /// Removes a volume and its snapshots; one that does not exist is no error. Clones of the
@@ -355,10 +383,11 @@ impl<D: Disk> VolumeStore<D> {
     pub fn delete(&self, id: &VolumeId) -> Result<(), VolumeError> {
         let mut shard = self.shard(id);
         if self.record(id).is_err() {
-            return Ok(());
+            return self.catalog.check();
         }
-        self.change(|_| Ok(Change::Delete { id: id.clone() }))?;
-        shard.remove(id);
+        let changed = self.change(|_| Ok(Change::Delete { id: id.clone() }));
+        end(&mut shard, id);
+        changed?;
         lock(&self.throttles).volumes.remove(id);
         Ok(())
     }

@@ -85,25 +85,23 @@ impl<D: Disk> VolumeStore<D> {
     pub fn delete_snapshot(&self, id: &VolumeId, name: &SnapshotName) -> Result<(), VolumeError> {
         let _shard = self.shard(id);
         if !self.record(id)?.snapshots.contains_key(name) {
-            return Ok(());
+            return self.catalog.check();
         }
         self.change(|_| Ok(Change::Forget { id: id.clone(), name: name.clone() }))
     }
 
     /// Makes the volume what it was at a snapshot; its size stays. Other snapshots stay, newer ones
-    /// too. Whoever has it open keeps the old content and should be gone by now. Durable when it
-    /// returns.
+    /// too. Whoever has it open should be gone by now: what he has refuses everything from then on.
+    /// Durable when it returns.
     ///
     /// # Errors
-    /// No such volume or snapshot, or the disk failed; then the old content stands.
+    /// No such volume or snapshot, or the disk failed; after the next start it may have either
+    /// content.
     pub fn rollback(&self, id: &VolumeId, name: &SnapshotName) -> Result<(), VolumeError> {
         let mut shard = self.shard(id);
         let snapshot = self.snapshot_of(id, name)?;
         self.check_depth(id, snapshot.layer)?;
-        let parent = Some(snapshot.layer);
-        self.change(|_| Ok(Change::Replace { id: id.clone(), parent }))?;
-        shard.remove(id);
-        Ok(())
+        self.replace(&mut shard, id, Some(snapshot.layer))
     }
 
     /// Makes a volume from a snapshot; durable when it returns. Doing it again changes nothing.
@@ -118,7 +116,7 @@ impl<D: Disk> VolumeStore<D> {
             let origin = self.snapshot_of(&spec.source, &spec.snapshot)?.layer;
             let same = record.origin == Some(origin) && record.farm == spec.farm;
             let conflict = VolumeError::Conflict { id: spec.id.clone(), what: "origin" };
-            return if same { Ok(()) } else { Err(conflict) };
+            return if same { self.catalog.check() } else { Err(conflict) };
         }
         let snapshot = self.snapshot_of(&spec.source, &spec.snapshot)?;
         self.check_depth(&spec.id, snapshot.layer)?;

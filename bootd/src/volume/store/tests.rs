@@ -407,6 +407,43 @@ fn a_store_of_the_old_format_is_refused() {
 }
 
 #[test]
+fn a_store_without_its_catalog_is_refused_and_loses_nothing() {
+    let dir = tempfile::tempdir().expect("directory");
+    let volumes = dir.path().join("volumes");
+    let store = bare(dir.path());
+    store.ensure(&plain("a", 1 << 20)).expect("made");
+    fill(&*store.get(&id("a")).expect("open"), 0, 5);
+    store.get(&id("a")).expect("open").flush().expect("flushed");
+    drop(store);
+    let (there, away) = (volumes.join("catalog"), dir.path().join("kept"));
+    fs::rename(&there, &away).expect("moved");
+    let images = Arc::new(ImageStore::open(dir.path().join("images")));
+    let refused = VolumeStore::open(&volumes, images).expect_err("refused").to_string();
+    assert!(refused.contains("it is missing, and 1 layers are there"), "{refused}");
+    fs::rename(&away, &there).expect("moved back");
+    assert_eq!(byte(&*bare(dir.path()).get(&id("a")).expect("open"), 0), 5);
+}
+
+#[test]
+fn nothing_is_promised_of_what_was_reset_or_deleted() {
+    let dir = tempfile::tempdir().expect("directory");
+    let store = bare(dir.path());
+    store.ensure(&plain("a", 1 << 20)).expect("made");
+    let ended = |volume: &dyn Volume| {
+        assert!(matches!(volume.write_at(0, &[1; 4096]), Err(VolumeError::Poisoned { .. })));
+        assert!(matches!(volume.flush(), Err(VolumeError::Poisoned { .. })));
+    };
+    let old = store.get(&id("a")).expect("open");
+    store.reset(&id("a")).expect("reset");
+    ended(&*old);
+    let new = store.get(&id("a")).expect("open");
+    fill(&*new, 0, 3);
+    new.flush().expect("flushed");
+    store.delete(&id("a")).expect("deleted");
+    ended(&*new);
+}
+
+#[test]
 fn a_volume_whose_file_is_gone_is_damaged_and_not_empty() {
     let dir = tempfile::tempdir().expect("directory");
     {
