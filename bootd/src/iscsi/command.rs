@@ -42,29 +42,56 @@ pub(super) struct Asked {
     /// Counts against the command window; immediate commands do not.
     pub numbered: bool,
     pub expected: u32,
+    /// [`UnitView::aborts`] when it came, before anything was asked of the unit: whoever aborts the
+    /// tasks of this nexus from then on means this one, too.
+    pub aborts: u64,
 }
 
-/// A command's data: in the buffer it came in, or collected.
+/// A command's data: in the buffer it came in, or collected in memory of which so many bytes were
+/// promised to it.
 #[derive(Debug)]
 pub(super) enum Given<'a> {
     Here(&'a [u8]),
-    Owned(Vec<u8>),
+    Owned { data: Vec<u8>, promised: usize },
 }
 
 impl Given<'_> {
+    /// No data.
+    const NOTHING: Self = Self::Here(&[]);
+
     fn bytes(&self) -> &[u8] {
         match self {
             Self::Here(bytes) => bytes,
-            Self::Owned(bytes) => bytes,
+            Self::Owned { data, .. } => data,
+        }
+    }
+
+    fn promised(&self) -> usize {
+        match self {
+            Self::Here(_) => 0,
+            Self::Owned { promised, .. } => *promised,
         }
     }
 
     fn into_vec(self) -> Vec<u8> {
         match self {
             Self::Here(bytes) => bytes.to_vec(),
-            Self::Owned(bytes) => bytes,
+            Self::Owned { data, .. } => data,
         }
     }
+}
+
+/// A command that waits until its volume's limits let it begin.
+#[derive(Debug)]
+pub(super) struct Delayed {
+    pub asked: Asked,
+    header: Header,
+    data: Vec<u8>,
+}
+
+/// Whether a PDU is a command after which data comes that nobody asked for.
+pub(super) fn sends_unasked(header: &Header) -> bool {
+    header.opcode() == opcode::SCSI_COMMAND && header.0[1] & 0x20 != 0 && !header.is_final()
 }
 
 /// The number of a LUN field, if we could have such a unit (SAM-5 section 4.7).
@@ -90,8 +117,11 @@ impl Session {
             lun: header.lun(),
             numbered: !header.immediate(),
             expected: if reads || writes { header.u32(20) } else { 0 },
+            aborts: self.view(header.lun()).map_or(0, UnitView::aborts),
         };
-        if asked.tag == NO_TAG || self.tasks.contains_key(&asked.tag) {
+        let known = self.tasks.contains_key(&asked.tag)
+            || self.delayed.iter().any(|delayed| delayed.asked.tag == asked.tag);
+        if asked.tag == NO_TAG || known {
             return self.reject(header, reject::PROTOCOL_ERROR);
         }
         if !asked.numbered && self.open_immediate >= MAX_IMMEDIATE {
@@ -102,13 +132,37 @@ impl Session {
         } else {
             self.open_immediate += 1;
         }
-        if asked.expected > 0 {
-            self.charge(asked.lun, asked.expected);
+        if self.pause.is_some() && !sends_unasked(header) {
+            let (header, data) = (*header, data.to_vec());
+            self.delayed.push_back(Delayed { asked, header, data });
+            return;
         }
+        self.begin(asked, header, data);
+    }
+
+    /// Begins the commands that waited for their volume's limits, as far as those go.
+    pub(super) fn begin_delayed(&mut self) {
+        while self.pause.is_none()
+            && let Some(Delayed { asked, header, data }) = self.delayed.pop_front()
+        {
+            if self.was_aborted(&asked) {
+                self.respond_aborted(asked);
+            } else {
+                self.begin(asked, &header, &data);
+            }
+        }
+    }
+
+    fn begin(&mut self, mut asked: Asked, header: &Header, data: &[u8]) {
+        let flags = header.0[1];
+        let (reads, writes) = (flags & 0x40 != 0, flags & 0x20 != 0);
         let mut cdb = [0; 16];
         cdb.copy_from_slice(&header.0[32..48]);
         let more = writes && !header.is_final();
         let step = self.first_step(&asked, &cdb, writes, reads && writes, more, data);
+        if let Some(bytes) = step.touches() {
+            self.charge(asked.lun, bytes);
+        }
         match step {
             Step::Done(reply) if more => {
                 // What the initiator sends unasked has to come in first.
@@ -119,8 +173,14 @@ impl Session {
             Step::Collect { length, action } => {
                 self.collect(asked, length, action, if writes { data } else { &[] }, more, writes);
             }
-            Step::Flush => self.work(asked, None, Vec::new(), 0),
-            Step::Work(action) => self.act(asked, action, Given::Here(&[]), 0),
+            Step::Flush => self.work(asked, None, Given::NOTHING, 0),
+            Step::Work(action) => {
+                if matches!(action, Action::Sanitize { .. }) {
+                    // It has aborted all tasks, and is none of them.
+                    asked.aborts = self.view(asked.lun).map_or(0, UnitView::aborts);
+                }
+                self.act(asked, action, Given::NOTHING, 0);
+            }
             Step::Background(action) => {
                 self.respond(asked, &Reply::GOOD, Residual::of(asked.expected, 0), 0);
                 self.background(asked, action);
@@ -168,8 +228,7 @@ impl Session {
         if total == 0 {
             return self.respond(asked, &Reply::GOOD, residual, 0);
         }
-        let aborts = view.aborts();
-        let source = Source::Volume { view, offset, aborts };
+        let source = Source::Volume { view, offset };
         self.sending.push_back(Sending::new(asked, source, total as usize, residual));
     }
 
@@ -222,22 +281,23 @@ impl Session {
 
     /// Puts a command among those that wait.
     pub(super) fn wait(&mut self, asked: Asked, state: State) {
-        let aborts = self.view(asked.lun).map_or(0, UnitView::aborts);
         self.next_task += 1;
-        let task = Task { asked, number: self.next_task, aborts, state };
+        let task = Task { asked, number: self.next_task, state };
         self.tasks.insert(asked.tag, task);
     }
 
     /// Does a command whose data is there. `actual` is how much it moves.
     pub(super) fn act(&mut self, asked: Asked, action: Action, data: Given<'_>, actual: u64) {
-        let Some(view) = self.view(asked.lun) else { return };
+        let Some(view) = self.view(asked.lun) else { return self.give_back(data.promised()) };
         if action.may_wait(view, data.bytes()) {
-            return self.work(asked, Some(action), data.into_vec(), actual);
+            return self.work(asked, Some(action), data, actual);
         }
         let cancelled = AtomicBool::new(false);
-        let job = Job { view, views: &self.views, started: view.aborts(), cancelled: &cancelled };
-        match scsi::finish(&job, action, data.bytes()) {
-            Ok(Done::Flush) => self.work(asked, None, Vec::new(), actual),
+        let job = Job { view, views: &self.views, started: asked.aborts, cancelled: &cancelled };
+        let ended = scsi::finish(&job, action, data.bytes());
+        self.give_back(data.promised());
+        match ended {
+            Ok(Done::Flush) => self.work(asked, None, Given::NOTHING, actual),
             ended => self.respond_ended(asked, ended, actual),
         }
     }
@@ -246,8 +306,7 @@ impl Session {
     fn respond_ended(&mut self, asked: Asked, ended: Result<Done, Sense>, actual: u64) {
         let (reply, moved) = match ended {
             Ok(done) => (done.reply(), actual),
-            // Aborted in the middle: nobody waits for an answer.
-            Err(Sense::ABORTED) => return self.closed(asked.numbered),
+            Err(Sense::ABORTED) => return self.respond_aborted(asked),
             Err(sense) => (Reply::check(sense), 0),
         };
         self.respond(asked, &reply, Residual::of(asked.expected, moved), 0);
@@ -260,59 +319,73 @@ impl Session {
         &mut self,
         asked: Asked,
         action: Option<Action>,
-        data: Vec<u8>,
+        data: Given<'_>,
         actual: u64,
     ) {
-        let Some(view) = self.view(asked.lun).cloned() else { return };
+        let Some(view) = self.view(asked.lun).cloned() else {
+            return self.give_back(data.promised());
+        };
         let cancelled = Arc::new(AtomicBool::new(false));
         self.wait(asked, State::Working { actual, cancelled: Arc::clone(&cancelled) });
-        self.start(view, asked.tag, self.next_task, action, data, cancelled);
+        self.start(view, asked, self.next_task, action, data, cancelled);
     }
 
     /// Does an action in another thread after its answer; the session waits for it when it ends.
     fn background(&mut self, asked: Asked, action: Action) {
         let Some(view) = self.view(asked.lun).cloned() else { return };
         // No task has this number.
-        self.start(view, asked.tag, 0, Some(action), Vec::new(), Arc::default());
+        self.start(view, asked, 0, Some(action), Given::NOTHING, Arc::default());
     }
 
     fn start(
         &mut self,
         view: UnitView,
-        tag: u32,
+        asked: Asked,
         number: u64,
         action: Option<Action>,
-        data: Vec<u8>,
+        data: Given<'_>,
         cancelled: Arc<AtomicBool>,
     ) {
-        let started = view.aborts();
+        let Asked { tag, aborts: started, .. } = asked;
+        let promised = data.promised();
+        let data = data.into_vec();
+        let places = Arc::clone(&self.places);
         let unit = Arc::clone(&view.unit);
         let views = Arc::clone(&self.views);
         self.jobs.push(Box::pin(async move {
             let done = match action {
                 None => Ok(Done::Flush),
                 Some(action) => {
+                    // Who waits for a place has not touched the volume: nobody waits for him.
+                    let _place = places.acquire().await;
                     let work = tokio::task::spawn_blocking(move || {
                         let (view, views, cancelled) = (&view, &views[..], &*cancelled);
                         let job = Job { view, views, started, cancelled };
                         scsi::finish(&job, action, &data)
                     });
-                    work.await.unwrap_or(Err(Sense::TARGET_FAILURE))
+                    work.await.unwrap_or_else(|error| {
+                        tracing::error!(%error, "the thread that did a command failed");
+                        Err(Sense::TARGET_FAILURE)
+                    })
                 }
             };
             let result = match done {
                 Ok(Done::Flush) => flush_unit(&unit).await.map(|()| Done::Good),
                 other => other,
             };
-            JobEnd::Command { tag, number, result }
+            JobEnd::Command { tag, number, promised, result }
         }));
     }
 
     /// Takes the end of work in other threads.
     pub(super) fn job_ended(&mut self, end: JobEnd) {
         match end {
-            JobEnd::Command { tag, number, result } => self.command_ended(tag, number, result),
+            JobEnd::Command { tag, number, promised, result } => {
+                self.give_back(promised);
+                self.command_ended(tag, number, result);
+            }
             JobEnd::Managed { answer, close } => {
+                self.managing -= 1;
                 self.managed(answer);
                 self.closing |= close;
             }
@@ -326,16 +399,22 @@ impl Session {
         }
         let Some(task) = self.tasks.remove(&tag) else { return };
         let State::Working { actual, .. } = task.state else { return };
-        if self.was_aborted(&task) {
-            // By another session: this nexus is told by a unit attention.
-            return self.closed(task.asked.numbered);
+        if self.was_aborted(&task.asked) {
+            return self.respond_aborted(task.asked);
         }
         self.respond_ended(task.asked, result, actual);
     }
 
-    /// Whether the tasks of the nexus were aborted after this one had begun.
-    pub(super) fn was_aborted(&self, task: &Task) -> bool {
-        self.view(task.asked.lun).is_some_and(|view| view.aborts() != task.aborts)
+    /// Whether the tasks of the nexus were aborted after this command had come. What this session
+    /// aborts itself is gone from its lists: it was another one.
+    pub(super) fn was_aborted(&self, asked: &Asked) -> bool {
+        self.view(asked.lun).is_some_and(|view| view.aborts() != asked.aborts)
+    }
+
+    /// Answers a command that another session has aborted (SAM-5 section 5.3.1, TAS=1): its
+    /// initiator would otherwise wait for it until it resets the unit in turn.
+    pub(super) fn respond_aborted(&mut self, asked: Asked) {
+        self.respond(asked, &Reply::aborted(), Residual::of(asked.expected, 0), 0);
     }
 
     /// A command is over: its place in the window is free.

@@ -9,8 +9,8 @@ use crate::scsi::{self, Reply, UnitView};
 /// Where an answer's data comes from.
 #[derive(Debug)]
 pub(super) enum Source {
-    /// A volume, from this offset on; [`UnitView::aborts`] when the command came.
-    Volume { view: UnitView, offset: u64, aborts: u64 },
+    /// A volume, from this offset on.
+    Volume { view: UnitView, offset: u64 },
     /// Parameter data.
     Memory(Vec<u8>),
 }
@@ -34,10 +34,10 @@ impl Sending {
         Self { asked, source, total, sent: 0, burst: 0, data_sn: 0, residual }
     }
 
-    /// The tasks of the nexus were aborted after the command had begun.
+    /// The tasks of the nexus were aborted after the command had come.
     fn is_aborted(&self) -> bool {
         match &self.source {
-            Source::Volume { view, aborts, .. } => view.aborts() != *aborts,
+            Source::Volume { view, .. } => view.aborts() != self.asked.aborts,
             Source::Memory(_) => false,
         }
     }
@@ -49,7 +49,9 @@ impl Session {
         while self.out.len() < HIGH {
             let Some(mut sending) = self.sending.pop_front() else { return };
             if sending.is_aborted() {
-                self.closed(sending.asked.numbered);
+                let Sending { asked, sent, data_sn, .. } = sending;
+                let residual = Residual::of(asked.expected, sent as u64);
+                self.respond(asked, &Reply::aborted(), residual, data_sn);
                 continue;
             }
             if self.send_one(&mut sending) {
@@ -88,7 +90,7 @@ impl Session {
                     place.copy_from_slice(&data[at..at + length]);
                     Ok(())
                 }
-                Source::Volume { view, offset, .. } => {
+                Source::Volume { view, offset } => {
                     view.unit.volume().read_at(offset + at as u64, place)
                 }
             }

@@ -18,8 +18,6 @@ pub(super) struct Task {
     pub asked: Asked,
     /// Tells tasks with the same tag apart.
     pub number: u64,
-    /// [`crate::scsi::UnitView::aborts`] when it began.
-    pub aborts: u64,
     pub state: State,
 }
 
@@ -133,8 +131,8 @@ impl Session {
         };
         let Some(task) = self.tasks.remove(&tag) else { return Ok(()) };
         self.unreserve(&task);
-        if self.was_aborted(&task) {
-            self.closed(asked.numbered);
+        if self.was_aborted(&asked) {
+            self.respond_aborted(asked);
             return Ok(());
         }
         let reply = match (failed, task.state) {
@@ -177,24 +175,34 @@ impl Session {
     /// A task has all its data: do it.
     pub(super) fn collected(&mut self, tag: u32) {
         let Some(task) = self.tasks.remove(&tag) else { return };
-        self.unreserve(&task);
         let asked = task.asked;
-        if self.was_aborted(&task) {
-            return self.closed(asked.numbered);
+        if self.was_aborted(&asked) {
+            self.unreserve(&task);
+            return self.respond_aborted(asked);
         }
         let State::Collecting(collecting) = task.state else { return };
-        let Collecting { action, data, length, .. } = collecting;
-        self.act(asked, action, Given::Owned(data), length);
+        let Collecting { action, data, length, reserved, want, .. } = collecting;
+        // The memory is in use until the work is done.
+        let promised = if reserved { want } else { 0 };
+        self.act(asked, action, Given::Owned { data, promised }, length);
     }
 
-    /// Gives back what a task was promised, and asks for the next one's data.
+    /// Gives back what a task that collects data was promised.
     pub(super) fn unreserve(&mut self, task: &Task) {
         let State::Collecting(collecting) = &task.state else { return };
         if !collecting.reserved {
             self.starved.retain(|tag| *tag != task.asked.tag);
             return;
         }
-        self.reserved -= collecting.want;
+        self.give_back(collecting.want);
+    }
+
+    /// Takes back bytes that were promised, and asks for the data of those that wait for some.
+    pub(super) fn give_back(&mut self, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
+        self.reserved -= bytes;
         while self.reserved < BUDGET
             && let Some(tag) = self.starved.pop_front()
         {

@@ -2,14 +2,17 @@
 //! sent: tasks of this session and of others look whether they were aborted before they touch a
 //! volume, and the response waits for those that had begun to touch one.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::command::Asked;
 use super::data_out::{State, Task};
-use super::pdu::{Header, opcode};
+use super::pdu::{Header, opcode, reject};
 use super::session::{JobEnd, Session};
 use crate::scsi::UnitView;
+
+/// Functions of one session that may wait for work to end; initiators ask for one at a time.
+const MOST: u32 = 8;
 
 const COMPLETE: u8 = 0;
 const NO_TASK: u8 = 1;
@@ -40,6 +43,9 @@ impl Wait {
 impl Session {
     /// Does a task management function and answers, now or once the work it aborts has ended.
     pub(super) fn manage(&mut self, request: &Header) {
+        if self.managing >= MOST {
+            return self.reject(request, reject::TOO_MANY_IMMEDIATE);
+        }
         let lun = request.lun();
         let unit = self.view(lun).cloned();
         let function = request.0[1] & 0x7f;
@@ -82,6 +88,7 @@ impl Session {
         if matches!(wait, Wait::No) {
             return self.managed(answer);
         }
+        self.managing += 1;
         self.jobs.push(Box::pin(async move {
             let drained = tokio::task::spawn_blocking(move || wait.drain()).await;
             if let Err(error) = drained {
@@ -109,6 +116,12 @@ impl Session {
             // Data of it may have been sent; its status never will be.
             if let Some(sending) = self.sending.remove(at) {
                 self.closed(sending.asked.numbered);
+            }
+            return (COMPLETE, Wait::No);
+        }
+        if let Some(at) = self.delayed.iter().position(|delayed| delayed.asked.tag == tag) {
+            if let Some(delayed) = self.delayed.remove(at) {
+                self.closed(delayed.asked.numbered);
             }
             return (COMPLETE, Wait::No);
         }
@@ -142,11 +155,13 @@ impl Session {
                 self.drop_task(&task);
             }
         }
-        let all = std::mem::take(&mut self.sending);
-        let (gone, kept): (VecDeque<_>, _) = all.into_iter().partition(|s| s.asked.lun == lun);
-        self.sending = kept;
-        for sending in gone {
-            self.closed(sending.asked.numbered);
+        let sending = self.sending.iter().map(|sending| sending.asked);
+        let waiting = sending.chain(self.delayed.iter().map(|delayed| delayed.asked));
+        let gone: Vec<Asked> = waiting.filter(|asked| asked.lun == lun).collect();
+        self.sending.retain(|sending| sending.asked.lun != lun);
+        self.delayed.retain(|delayed| delayed.asked.lun != lun);
+        for asked in gone {
+            self.closed(asked.numbered);
         }
     }
 
@@ -162,5 +177,6 @@ impl Session {
         }
         self.starved.clear();
         self.sending.clear();
+        self.delayed.clear();
     }
 }

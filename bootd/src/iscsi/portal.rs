@@ -93,11 +93,11 @@ impl Place {
         // Counts are changed in single steps.
         let mut counts = peers.lock().unwrap_or_else(PoisonError::into_inner);
         let all: usize = counts.values().sum();
-        let here = counts.entry(peer).or_insert(0);
-        if all >= limits.per_segment || *here >= limits.per_peer {
+        let here = counts.get(&peer).copied().unwrap_or(0);
+        if all >= limits.per_segment || here >= limits.per_peer {
             return None;
         }
-        *here += 1;
+        counts.insert(peer, here + 1);
         drop(counts);
         Some(Self { peers: Arc::clone(peers), peer })
     }
@@ -151,6 +151,13 @@ impl Target {
     /// The disk failed.
     pub(crate) fn forget_reservations(&self, volume: &VolumeId) -> Result<(), DurableError> {
         self.0.registry.forget_reservations(volume)
+    }
+
+    /// The unit over a volume that a session has open.
+    #[cfg(test)]
+    pub(super) fn unit(&self, id: &str) -> Arc<crate::scsi::LogicalUnit> {
+        let id = id.parse().expect("valid");
+        self.0.registry.unit(&self.0.volumes, &id).expect("opened")
     }
 
     /// Open normal sessions, on all segments.
@@ -311,9 +318,6 @@ impl Connection {
         if normal {
             tracing::info!(%node, %target, peer = %self.peer, tsih = registered.tsih, "iSCSI session begins");
         }
-        if normal && admission.displaces {
-            self.shared.registry.displace_older(&grant.initiator, registered.id).await;
-        }
         let surroundings = Surroundings {
             zones: Arc::clone(&self.shared.zones),
             registry: Arc::clone(&self.shared.registry),
@@ -397,7 +401,8 @@ impl Connection {
         send(stream, header, &[]).await
     }
 
-    /// Registers the session and sends the final response.
+    /// Registers the session and sends the final response, once those whose place it takes have
+    /// ended.
     async fn enter(
         &self,
         stream: &mut TcpStream,
@@ -412,10 +417,21 @@ impl Connection {
         }
         let Some(registered) = self.shared.registry.enter(&login).await else {
             login::refuse(&mut header, login::OUT_OF_RESOURCES);
-            let refusal = Refusal::new(login::OUT_OF_RESOURCES, "its old session does not end");
+            let refusal = Refusal::new(
+                login::OUT_OF_RESOURCES,
+                "its old session does not end, or there are too many",
+            );
             self.refuse(stream, header, Some(&initiator), refusal).await?;
             return Ok(None);
         };
+        let displaces = login.admission.displaces && login.kind == SessionKind::Normal;
+        if displaces && !self.shared.registry.displace_older(&initiator, registered.id).await {
+            login::refuse(&mut header, login::OUT_OF_RESOURCES);
+            let reason = "an older session of its node still waits for the disk";
+            let refusal = Refusal::new(login::OUT_OF_RESOURCES, reason);
+            self.refuse(stream, header, Some(&initiator), refusal).await?;
+            return Ok(None);
+        }
         let views = match self.views(&login, registered.id).await {
             Ok(views) => views,
             Err(error) => {

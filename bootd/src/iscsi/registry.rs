@@ -164,9 +164,10 @@ impl Registry {
         Ok(Some(Registered { registry: Arc::clone(self), tsih, id, end, ended }))
     }
 
-    /// Ends the older normal sessions of the same initiator, and returns when they have ended.
-    /// Firmware never logs out, so an older session of a node is one that it has left.
-    pub async fn displace_older(&self, initiator: &Iqn, id: u64) {
+    /// Ends the older normal sessions of the same initiator, and returns when they have ended, with
+    /// all their tasks; `false` if they do not. Firmware never logs out, so an older session of a
+    /// node is one that it has left.
+    pub async fn displace_older(&self, initiator: &Iqn, id: u64) -> bool {
         let older: Vec<CancellationToken> = {
             let entries = self.lock();
             let older = entries.values().filter(|entry| {
@@ -179,11 +180,12 @@ impl Registry {
                 })
                 .collect()
         };
-        for ended in older {
-            if tokio::time::timeout(QUIESCE, ended.cancelled()).await.is_err() {
-                tracing::warn!(%initiator, "a displaced session still waits for the disk");
+        let all = async {
+            for ended in older {
+                ended.cancelled().await;
             }
-        }
+        };
+        tokio::time::timeout(QUIESCE, all).await.is_ok()
     }
 
     /// Ends every session of a target but the one that asks (TARGET COLD RESET); that one closes

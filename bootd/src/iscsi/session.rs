@@ -18,11 +18,12 @@ use futures::stream::FuturesUnordered;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::ReadHalf;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::buffers::{Buffers, ROOM};
+use super::command::{Delayed, sends_unasked};
 use super::data_in::Sending;
 use super::data_out::Task;
 use super::login::{LoggedIn, SessionKind};
@@ -38,6 +39,9 @@ use crate::zone::{Admission, ZoneTable};
 pub(super) const WINDOW: u32 = 128;
 /// Immediate commands that may be open besides.
 pub(super) const MAX_IMMEDIATE: u32 = 32;
+/// Commands of a session that may be at work in other threads at once. All sessions share those
+/// threads, and who waits for a place does not take one.
+const AT_WORK: usize = 32;
 /// Bytes in `out` at which reading and generating pause.
 pub(super) const HIGH: usize = 512 << 10;
 
@@ -92,8 +96,8 @@ pub(super) enum End {
 /// The end of work that other threads did.
 #[derive(Debug)]
 pub(super) enum JobEnd {
-    /// A command's.
-    Command { tag: u32, number: u64, result: Result<Done, Sense> },
+    /// A command's; its data were in memory of which so many bytes were promised to it.
+    Command { tag: u32, number: u64, promised: usize, result: Result<Done, Sense> },
     /// What a task management function aborted does nothing any more: its answer, and whether the
     /// session closes then.
     Managed { answer: Header, close: bool },
@@ -124,20 +128,28 @@ pub(super) struct Session {
     /// Commands that wait for data or for other threads, by task tag.
     pub(super) tasks: HashMap<u32, Task>,
     pub(super) next_task: u64,
+    /// Commands that wait for their volume's limits; none while there is no `pause`.
+    pub(super) delayed: VecDeque<Delayed>,
     /// Answers with data that wait for room in `out`.
     pub(super) sending: VecDeque<Sending>,
-    /// Bytes promised to tasks that collect data.
+    /// Bytes promised to tasks that collect data, or do their work with it.
     pub(super) reserved: usize,
     /// Tasks whose R2T waits for such bytes.
     pub(super) starved: VecDeque<u32>,
     pub(super) jobs: FuturesUnordered<BoxFuture<'static, JobEnd>>,
+    /// Task management functions among them.
+    pub(super) managing: u32,
+    /// Places for [`AT_WORK`] commands.
+    pub(super) places: Arc<Semaphore>,
     pub(super) next_tag: u32,
     /// No PDU is taken any more; what is in `out` is still sent.
     pub(super) closing: bool,
     /// The ping was sent and nothing has come since.
     pinged: bool,
-    /// No PDU is taken before this: a volume's limits are used up.
-    pause: Option<Instant>,
+    /// No command begins before this: a volume's limits are used up.
+    pub(super) pause: Option<Instant>,
+    /// The next PDU is a command that cannot be kept until the pause is over: its data follow.
+    blocked: bool,
     /// It was asked to log out before then.
     leave_by: Option<Instant>,
 }
@@ -177,23 +189,38 @@ impl Session {
             held: HashMap::new(),
             tasks: HashMap::new(),
             next_task: 0,
+            delayed: VecDeque::new(),
             sending: VecDeque::new(),
             reserved: 0,
             starved: VecDeque::new(),
             jobs: FuturesUnordered::new(),
+            managing: 0,
+            places: Arc::new(Semaphore::new(AT_WORK)),
             next_tag: 1,
             closing: false,
             pinged: false,
             leave_by: None,
             pause: None,
+            blocked: false,
         }
     }
 
     /// Counts a command against its volume's limits; the next waits as long as those say.
-    pub(super) fn charge(&mut self, lun: u64, bytes: u32) {
-        let wait = self.view(lun).map(|view| view.unit.volume().charge(bytes.into()));
+    pub(super) fn charge(&mut self, lun: u64, bytes: u64) {
+        let wait = self.view(lun).map(|view| view.unit.volume().charge(bytes));
         if let Some(wait) = wait.filter(|wait| !wait.is_zero()) {
             self.pause = self.pause.max(Some(Instant::now() + wait));
+        }
+    }
+
+    /// Ends the pause if it is over and nothing is owed any more: other sessions may have used up
+    /// what they share with this one.
+    fn renew_pause(&mut self) {
+        let now = Instant::now();
+        if self.pause.is_some_and(|until| until <= now) {
+            let owed = self.views.iter().map(|view| view.unit.volume().owed()).max();
+            let owed = owed.filter(|owed| !owed.is_zero());
+            self.pause = owed.map(|owed| now + owed);
         }
     }
 
@@ -249,12 +276,19 @@ impl Session {
         self.recheck()?;
         let mut deadline = Instant::now() + self.around.idle;
         loop {
-            self.pause = self.pause.filter(|until| *until > Instant::now());
+            if self.pause.is_some() {
+                self.renew_pause();
+                self.begin_delayed();
+            }
             self.progress()?;
-            self.try_send()?;
+            if self.try_send()? && !self.pinged {
+                // An initiator that reads slowly is not silent.
+                deadline = Instant::now() + self.around.idle;
+            }
             let waiting = self.out.len();
             if waiting < HIGH && self.has_more() {
-                // There is room again, so this round gets on.
+                // There is room again, so this round gets on; after others had their turn.
+                tokio::task::consume_budget().await;
                 continue;
             }
             if self.closing && waiting == 0 && self.sending.is_empty() {
@@ -263,7 +297,7 @@ impl Session {
             if waiting == 0 && self.input.is_empty() {
                 self.rest();
             }
-            let take = waiting < HIGH && !self.closing && self.pause.is_none();
+            let take = waiting < HIGH && !self.closing && !self.blocked;
             let (mut reader, mut writer) = self.stream.split();
             tokio::select! {
                 biased;
@@ -272,6 +306,7 @@ impl Session {
                     self.ask_to_leave();
                 }
                 () = until(self.leave_by) => return Err(End::Ended),
+                Some(end) = self.jobs.next(), if !self.jobs.is_empty() => self.job_ended(end),
                 written = writer.write(&self.out), if waiting > 0 => self.out.advance(written?),
                 read = receive(&mut reader, &mut self.input, &self.around.buffers), if take => {
                     if read? == 0 {
@@ -280,7 +315,6 @@ impl Session {
                     deadline = Instant::now() + self.around.idle;
                     self.pinged = false;
                 }
-                Some(end) = self.jobs.next(), if !self.jobs.is_empty() => self.job_ended(end),
                 changed = self.zone.changed() => {
                     // The table lives as long as `around`.
                     changed.map_err(|_| End::Ended)?;
@@ -305,16 +339,20 @@ impl Session {
         self.around.buffers.give(std::mem::take(&mut self.out));
     }
 
-    /// Sends what the socket takes now.
-    fn try_send(&mut self) -> Result<(), End> {
+    /// Sends what the socket takes now. Returns whether it took anything.
+    fn try_send(&mut self) -> Result<bool, End> {
+        let mut taken = false;
         while !self.out.is_empty() {
             match self.stream.try_write(&self.out) {
-                Ok(written) => self.out.advance(written),
+                Ok(written) => {
+                    self.out.advance(written);
+                    taken = true;
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(())
+        Ok(taken)
     }
 
     /// Whether a pause because of [`HIGH`] left something to do.
@@ -323,7 +361,7 @@ impl Session {
             let parsed = pdu::parse(&self.input, self.params.digests, MAX_RECEIVE);
             !matches!(parsed, Ok(Parsed::Need(_)))
         };
-        !self.sending.is_empty() || (!self.closing && self.pause.is_none() && whole())
+        !self.sending.is_empty() || (!self.closing && !self.blocked && whole())
     }
 
     /// Whether the session may go on, asked again whenever the zones have changed.
@@ -343,13 +381,18 @@ impl Session {
         if self.out.capacity() == 0 && !input.is_empty() {
             self.out = self.around.buffers.take();
         }
+        self.blocked = false;
         let mut used = 0;
         let mut need = ROOM;
         let result = loop {
-            if self.closing || self.out.len() >= HIGH || self.pause.is_some() {
+            if self.closing || self.out.len() >= HIGH {
                 break Ok(());
             }
             match pdu::parse(&input[used..], self.params.digests, MAX_RECEIVE) {
+                Ok(Parsed::Whole(pdu, _)) if self.pause.is_some() && sends_unasked(&pdu.header) => {
+                    self.blocked = true;
+                    break Ok(());
+                }
                 Ok(Parsed::Whole(pdu, length)) => {
                     used += length;
                     if let Err(end) = self.take(&pdu) {
@@ -526,6 +569,9 @@ impl Session {
         };
         let mut answer = Answer::default();
         for (key, value) in pairs {
+            if answer.len() > self.params.max_send {
+                break;
+            }
             match key {
                 "SendTargets" => self.send_targets(value, &mut answer),
                 "MaxRecvDataSegmentLength" => {
@@ -535,6 +581,10 @@ impl Session {
                 }
                 _ => answer.push(key, "NotUnderstood"),
             }
+        }
+        if answer.len() > self.params.max_send {
+            // Answers in several parts are for lists longer than any that is asked for here.
+            return self.reject(request, reject::INVALID_FIELD);
         }
         let mut header = Header::new(opcode::TEXT_RESPONSE);
         header.set_u32(16, request.task_tag()).set_u32(20, NO_TAG);

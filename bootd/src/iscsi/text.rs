@@ -87,6 +87,11 @@ impl Answer {
         self.0.extend_from_slice(format!("{key}={value}\0").as_bytes());
     }
 
+    /// Bytes so far.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub fn into_bytes(self) -> Vec<u8> {
         self.0
     }

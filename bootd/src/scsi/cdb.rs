@@ -26,7 +26,6 @@ pub(crate) struct Span {
 
 /// A command that a direct-access unit serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the fields bear the names of the standard")]
 pub(crate) enum Command {
     TestUnitReady,
     RequestSense { descriptor: bool, allocation: u32 },
@@ -36,7 +35,7 @@ pub(crate) enum Command {
     GetLbaStatus { lba: u64, allocation: u32 },
     Read(Span),
     Write(Span),
-    WriteAndVerify { span: Span, compare: bool },
+    WriteAndVerify(Span),
     Verify { span: Span, compare: Compare },
     OrWrite(Span),
     CompareAndWrite(Span),
@@ -198,9 +197,9 @@ pub(crate) fn parse(cdb: &[u8; 16]) -> Result<Command, CdbFault> {
         op::WRITE_10 | op::WRITE_12 | op::WRITE_16 => Command::Write(plain_span(cdb)?),
         op::WRITE_VERIFY_10 | op::WRITE_VERIFY_12 | op::WRITE_VERIFY_16 => {
             let span = Span { fua: true, ..plain_span(cdb)? };
+            // Without BYTCHK the medium is to be verified, which we do by comparing, too.
             match cdb[1] >> 1 & 3 {
-                0 => Command::WriteAndVerify { span, compare: false },
-                1 => Command::WriteAndVerify { span, compare: true },
+                0 | 1 => Command::WriteAndVerify(span),
                 _ => return Err(CdbFault::Field(1, 2)),
             }
         }

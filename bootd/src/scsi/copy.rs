@@ -204,27 +204,33 @@ pub(super) fn run(job: &Job<'_>, data: &[u8]) -> Result<(), Sense> {
     result
 }
 
-/// The unit of the session that a segment means.
-fn find<'a>(job: &Job<'a>, list: &List, index: u16, access: Access) -> Result<&'a UnitView, Sense> {
+/// The unit of the session that a segment means, and [`UnitView::aborts`] before it was asked
+/// whether a reservation stands in the way.
+fn find<'a>(
+    job: &Job<'a>,
+    list: &List,
+    index: u16,
+    access: Access,
+) -> Result<(&'a UnitView, u64), Sense> {
     let named = list.targets.get(usize::from(index)).ok_or(Sense::COPY_ABORTED)?;
     // Units with the same volume are the same unit; of those that of the command goes first, so
     // that its write protection counts.
     let mut views = std::iter::once(job.view).chain(job.views);
     let view = views.find(|view| designated(named, view.unit.volume().identity()));
     let view = view.ok_or(Sense::UNREACHABLE_TARGET)?;
-    let unit = &view.unit;
+    let (unit, aborts) = (&view.unit, view.aborts());
     let conflict = unit.reserved_by_other(&view.nexus)
         || unit.lasting.reservations.conflicts(&view.nexus.port, access);
     // What stands in the way of a copy is not the unit that the command came to.
     if conflict || (access == Access::Write && view.write_protected()) {
         return Err(Sense::COPY_TARGET_FAILED);
     }
-    Ok(view)
+    Ok((view, aborts))
 }
 
 fn copy(job: &Job<'_>, list: &List, segment: Segment) -> Result<(), Sense> {
-    let from = find(job, list, segment.from, Access::Read)?;
-    let to = find(job, list, segment.to, Access::Write)?;
+    let (from, _) = find(job, list, segment.from, Access::Read)?;
+    let (to, begun) = find(job, list, segment.to, Access::Write)?;
     let length = u64::from(segment.blocks) * BLOCK;
     let start = |view: &UnitView, lba: u64| {
         let size = view.unit.volume().size_bytes();
@@ -236,14 +242,12 @@ fn copy(job: &Job<'_>, list: &List, segment: Segment) -> Result<(), Sense> {
     let same = from.unit.volume().identity() == to.unit.volume().identity();
     let backwards = same && source < destination;
     let mut buffer = vec![0; CHUNK.min(length) as usize];
-    let begun = to.aborts();
     let mut done = 0;
     while done < length {
+        keep_limits(job, &[from, to], CHUNK.min(length - done))?;
         // Who shuts this nexus out of the destination waits until this part is written.
         let _flight = to.nexus.flights.enter();
-        if job.is_aborted() {
-            return Err(Sense::ABORTED);
-        }
+        job.go_on()?;
         if to.aborts() != begun {
             return Err(Sense::COPY_TARGET_FAILED);
         }
@@ -255,6 +259,20 @@ fn copy(job: &Job<'_>, list: &List, segment: Segment) -> Result<(), Sense> {
         let written = to.unit.volume().write_at(destination + at, part);
         written.map_err(|error| aborted(to, &error))?;
         done += part.len() as u64;
+    }
+    Ok(())
+}
+
+/// Counts the next part against the limits of both volumes, and waits as they say.
+fn keep_limits(job: &Job<'_>, views: &[&UnitView], bytes: u64) -> Result<(), Sense> {
+    for view in views {
+        let volume = view.unit.volume();
+        let mut wait = volume.charge(bytes);
+        while !wait.is_zero() {
+            job.go_on()?;
+            std::thread::sleep(wait);
+            wait = volume.owed();
+        }
     }
     Ok(())
 }

@@ -32,6 +32,11 @@ impl Reply {
         Self { status: status::CHECK_CONDITION, data: Vec::new(), sense: Some(sense) }
     }
 
+    /// TASK ABORTED.
+    pub fn aborted() -> Self {
+        Self { status: status::TASK_ABORTED, data: Vec::new(), sense: None }
+    }
+
     pub fn conflict() -> Self {
         Self { status: status::RESERVATION_CONFLICT, data: Vec::new(), sense: None }
     }
@@ -40,12 +45,6 @@ impl Reply {
     fn data(mut data: Vec<u8>, allocation: u32) -> Self {
         data.truncate(allocation as usize);
         Self { status: status::GOOD, data, sense: None }
-    }
-}
-
-impl From<Result<(), Sense>> for Reply {
-    fn from(result: Result<(), Sense>) -> Self {
-        result.map_or_else(Self::check, |()| Self::GOOD)
     }
 }
 
@@ -64,6 +63,18 @@ pub(crate) enum Step {
     Work(Action),
     /// The same, after GOOD was answered.
     Background(Action),
+}
+
+impl Step {
+    /// Bytes of the volume that the command reads or writes; `None` if it does neither.
+    pub fn touches(&self) -> Option<u64> {
+        match self {
+            Self::Read { length, .. } => Some(*length),
+            Self::Collect { length, action } => Some(action.touches(*length)),
+            Self::Work(action) => Some(action.touches(0)),
+            Self::Done(_) | Self::Flush | Self::Background(_) => None,
+        }
+    }
 }
 
 /// Looks at a command. `expected` is how much data the initiator will send.
@@ -125,7 +136,7 @@ fn conflicts(view: &UnitView, command: &Command) -> bool {
 /// The commands with data that are not plain reads and writes.
 fn data_step(view: &UnitView, command: Command, expected: u64) -> Result<Step, Sense> {
     Ok(match command {
-        Command::WriteAndVerify { span, .. } => {
+        Command::WriteAndVerify(span) => {
             writable(view)?;
             let (offset, length) = range(view, span, true)?;
             collect(length, Action::WriteAndVerify { offset })
@@ -192,8 +203,7 @@ fn control_step(view: &UnitView, command: Command) -> Result<Step, Sense> {
     Ok(match command {
         Command::ModeSelect { ten, length } => collect(length.into(), Action::ModeSelect { ten }),
         Command::ReserveOut { service, kind, length } => {
-            // Who may not write cannot shut others out either.
-            writable(view)?;
+            permitted(view)?;
             if !(24..=MAX_RESERVE_LIST).contains(&length) {
                 return Err(Sense::PARAMETER_LIST_LENGTH);
             }
@@ -225,6 +235,8 @@ fn sanitize(view: &UnitView, erase: Erase) -> Result<Step, Sense> {
     if !lasting.begin_sanitize() {
         return Err(Sense::SANITIZE_IN_PROGRESS);
     }
+    // Nothing that came before may write when it is over (SBC-3 section 4.11.2).
+    view.unit.clear_tasks(&view.nexus);
     let action = Action::Sanitize { unrestricted };
     Ok(if immediate { Step::Background(action) } else { Step::Work(action) })
 }
@@ -341,7 +353,7 @@ pub(crate) fn no_unit(cdb: &[u8; 16]) -> Reply {
 /// RESERVE (6). Among persistent reservations it does nothing, and is refused to whom they do not
 /// know (SPC-4 section 5.12.3, CRH=1).
 fn reserve(view: &UnitView) -> Result<Reply, Sense> {
-    writable(view)?;
+    permitted(view)?;
     let state = view.unit.lasting.reservations.now();
     let done = if state.is_empty() {
         view.unit.reserve(&view.nexus)
@@ -385,6 +397,12 @@ fn collect(length: u64, action: Action) -> Step {
 
 fn writable(view: &UnitView) -> Result<(), Sense> {
     if view.write_protected() { Err(Sense::WRITE_PROTECTED) } else { Ok(()) }
+}
+
+/// Who may not write cannot shut others out either. Software write protection is no matter here:
+/// it would keep the survivors from shutting out who has set it.
+fn permitted(view: &UnitView) -> Result<(), Sense> {
+    if view.read_only { Err(Sense::WRITE_PROTECTED) } else { Ok(()) }
 }
 
 /// Start and length in bytes of a span that is inside the volume.

@@ -36,4 +36,5 @@ pub(crate) mod status {
     pub const GOOD: u8 = 0x00;
     pub const CHECK_CONDITION: u8 = 0x02;
     pub const RESERVATION_CONFLICT: u8 = 0x18;
+    pub const TASK_ABORTED: u8 = 0x40;
 }

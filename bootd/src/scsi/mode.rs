@@ -102,6 +102,7 @@ fn values(page: u8, flags: u8) -> Option<Vec<u8>> {
         body[2] = bit(DESCRIPTORS, 0x04);
         body[3] = 0x10; // commands may be reordered
         body[4] = bit(PROTECTED, 0x08);
+        body[5] = 0x40; // commands that another nexus aborts are answered (TAS)
         // A busy timeout without end.
         body[8..10].copy_from_slice(&[0xff, 0xff]);
     }

@@ -4,7 +4,6 @@
 use super::cdb::Which;
 
 /// Operation codes and service actions.
-#[allow(missing_docs, reason = "the names are the standard's")]
 pub(crate) mod op {
     pub const TEST_UNIT_READY: u8 = 0x00;
     pub const REQUEST_SENSE: u8 = 0x03;

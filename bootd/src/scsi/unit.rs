@@ -97,7 +97,8 @@ pub(crate) struct LogicalUnit {
     holder: AtomicU64,
     /// Counts resets: a task from before the last one has been aborted.
     resets: AtomicU64,
-    /// Makes COMPARE AND WRITE and ORWRITE one step.
+    /// Makes COMPARE AND WRITE and ORWRITE one step for each other. Plain writes are not held up:
+    /// who mixes both has no order between them anyway.
     atomic: Mutex<()>,
     flushes: Mutex<FlushQueue>,
 }
@@ -211,7 +212,8 @@ impl LogicalUnit {
         victims().for_each(|nexus| nexus.flights.drain());
     }
 
-    fn nexuses(&self) -> Vec<Arc<Nexus>> {
+    /// The sessions' views that there are.
+    pub fn nexuses(&self) -> Vec<Arc<Nexus>> {
         lock(&self.nexuses).iter().filter_map(Weak::upgrade).collect()
     }
 
@@ -254,6 +256,7 @@ impl LogicalUnit {
     }
 
     fn run_flushes(&self) {
+        let _end = EndOfFlushes(self);
         loop {
             let waiters = {
                 let mut queue = lock(&self.flushes);
@@ -268,6 +271,19 @@ impl LogicalUnit {
                 // A waiter that is gone was aborted or its session has ended.
                 let _ = waiter.send(result.clone());
             }
+        }
+    }
+}
+
+/// Lets the next flush begin, and fails those that wait for one, if a flush panicked.
+struct EndOfFlushes<'a>(&'a LogicalUnit);
+
+impl Drop for EndOfFlushes<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let mut queue = lock(&self.0.flushes);
+            queue.running = false;
+            queue.waiters.clear();
         }
     }
 }

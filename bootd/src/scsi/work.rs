@@ -34,6 +34,14 @@ impl Job<'_> {
     pub fn is_aborted(&self) -> bool {
         self.cancelled.load(Ordering::SeqCst) || self.view.aborts() != self.started
     }
+
+    /// Asked between the parts of work that is long: who aborts it waits no longer than one takes.
+    ///
+    /// # Errors
+    /// [`Sense::ABORTED`].
+    pub fn go_on(&self) -> Result<(), Sense> {
+        if self.is_aborted() { Err(Sense::ABORTED) } else { Ok(()) }
+    }
 }
 
 /// How work ended that did not fail.
@@ -107,6 +115,28 @@ impl Action {
     }
 }
 
+impl Action {
+    /// Bytes of the volume that it reads or writes; `collected` is how much data it gets.
+    pub fn touches(&self, collected: u64) -> u64 {
+        match *self {
+            Self::Verify { length, .. }
+            | Self::ReadThrough { length, .. }
+            | Self::WriteSame { length, unmap: false, .. } => length,
+            Self::Write { .. }
+            | Self::WriteAndVerify { .. }
+            | Self::OrWrite { .. }
+            | Self::CompareAndWrite { .. } => collected,
+            // Zeros are only noted; a copy counts while it goes on.
+            Self::WriteSame { .. }
+            | Self::Unmap
+            | Self::ModeSelect { .. }
+            | Self::ReserveOut { .. }
+            | Self::ExtendedCopy
+            | Self::Sanitize { .. } => 0,
+        }
+    }
+}
+
 /// The sense data of a failed volume operation.
 pub(crate) fn sense_of(error: &VolumeError) -> Sense {
     match error {
@@ -135,16 +165,15 @@ pub(super) fn failed(view: &UnitView, error: &VolumeError) -> Sense {
 /// Does a command's work.
 ///
 /// # Errors
-/// The sense data of the failure, or [`Sense::ABORTED`]; then nothing is touched.
+/// The sense data of the failure, or [`Sense::ABORTED`]; nothing is touched any more then, though
+/// a part may have been done.
 pub(crate) fn finish(job: &Job<'_>, action: Action, data: &[u8]) -> Result<Done, Sense> {
     if let Action::Sanitize { unrestricted } = action {
         // Aborting the task does not stop it (SBC-3 section 4.11.2).
         return sanitize(job.view, unrestricted);
     }
     let _flight = job.view.nexus.flights.enter();
-    if job.is_aborted() {
-        return Err(Sense::ABORTED);
-    }
+    job.go_on()?;
     match action {
         Action::ModeSelect { ten } => mode_select(job.view, ten, data),
         Action::ReserveOut { service, kind } => reserve_out(job.view, service, kind, data),
@@ -171,6 +200,7 @@ fn blocks(job: &Job<'_>, action: Action, data: &[u8]) -> Result<bool, Sense> {
         Action::Verify { offset, one: false, .. } => compare(view, offset, data).map(|()| false),
         Action::Verify { offset, length, one: true } => {
             for at in (offset..offset + length).step_by(BLOCK as usize) {
+                job.go_on()?;
                 compare(view, at, data)?;
             }
             Ok(false)
@@ -197,9 +227,7 @@ fn blocks(job: &Job<'_>, action: Action, data: &[u8]) -> Result<bool, Sense> {
             let step = if zeros { DISCARD } else { CHUNK };
             for at in (offset..offset + length).step_by(step as usize) {
                 // It may be the whole volume: an abort, or the end of the session, stops it.
-                if job.is_aborted() {
-                    return Err(Sense::ABORTED);
-                }
+                job.go_on()?;
                 let part = step.min(offset + length - at);
                 let done = if zeros {
                     volume.discard(at, part)
@@ -218,6 +246,7 @@ fn blocks(job: &Job<'_>, action: Action, data: &[u8]) -> Result<bool, Sense> {
             let mut buffer = vec![0; CHUNK.min(length) as usize];
             let mut at = offset;
             while at < offset + length {
+                job.go_on()?;
                 let part = CHUNK.min(offset + length - at);
                 volume.read_at(at, &mut buffer[..part as usize]).map_err(fail)?;
                 at += part;
@@ -278,15 +307,37 @@ fn reserve_out(
 
 /// SANITIZE: every block becomes zeros, on disk. The old content is in no map any more and its
 /// blocks are given back; the blocks of the medium below are not overwritten.
+///
+/// What was asked for before is aborted, and has ended when the first block is erased.
 fn sanitize(view: &UnitView, unrestricted: bool) -> Result<Done, Sense> {
+    view.unit.drain();
     let volume = view.unit.volume();
     let size = volume.size_bytes();
     let mut parts = (0..size).step_by(DISCARD as usize);
+    let failed_as = if unrestricted { Sanitize::FailedUnrestricted } else { Sanitize::Failed };
+    let end = EndOfSanitize { view, as_what: failed_as };
     let erased = parts.try_for_each(|at| volume.discard(at, DISCARD.min(size - at)));
     let result = erased.and_then(|()| volume.flush());
-    let failed_as = if unrestricted { Sanitize::FailedUnrestricted } else { Sanitize::Failed };
-    view.unit.lasting.end_sanitize(if result.is_ok() { Sanitize::Idle } else { failed_as });
+    end.is(if result.is_ok() { Sanitize::Idle } else { failed_as });
     result.map(|()| Done::Good).map_err(|error| failed(view, &error))
+}
+
+/// Says how a SANITIZE ended, whatever happens: a unit must not be busy with it for ever.
+struct EndOfSanitize<'a> {
+    view: &'a UnitView,
+    as_what: Sanitize,
+}
+
+impl EndOfSanitize<'_> {
+    fn is(mut self, as_what: Sanitize) {
+        self.as_what = as_what;
+    }
+}
+
+impl Drop for EndOfSanitize<'_> {
+    fn drop(&mut self) {
+        self.view.unit.lasting.end_sanitize(self.as_what);
+    }
 }
 
 /// MISCOMPARE names the first byte that differs.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// How much may be saved up while nothing is asked for.
 const BURST: Duration = Duration::from_millis(100);
 
-/// Longest wait that is asked for at once, so that a session still answers its initiator's pings.
+/// Longest wait that is asked for at once: a limit that is raised, or taken away, is felt soon.
 const MOST: Duration = Duration::from_secs(2);
 
 /// Rates; 0 for no limit.
@@ -111,15 +111,25 @@ impl Throttle {
         self.idle.load(Ordering::Acquire)
     }
 
-    /// Counts one operation of so many bytes, and says how long to wait before the next.
+    /// Counts one operation of so many bytes, and says how long to wait before asking what is
+    /// still [owed](Throttle::owed).
     pub fn charge(&self, bytes: u64, now: Instant) -> Duration {
+        self.take(1, bytes, now)
+    }
+
+    /// How long to wait before asking again; nothing when the next operation may begin.
+    pub fn owed(&self, now: Instant) -> Duration {
+        self.take(0, 0, now)
+    }
+
+    fn take(&self, operations: u64, bytes: u64, now: Instant) -> Duration {
         let own = {
             let mut buckets = self.lock();
-            let operations = buckets.operations.take(1, now);
-            operations.max(buckets.bytes.take(bytes, now))
+            let own = buckets.operations.take(operations, now);
+            own.max(buckets.bytes.take(bytes, now))
         };
         let above = self.above.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let above = above.map_or(Duration::ZERO, |above| above.charge(bytes, now));
+        let above = above.map_or(Duration::ZERO, |above| above.take(operations, bytes, now));
         own.max(above).min(MOST)
     }
 }
@@ -161,6 +171,31 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn sessions_that_ask_until_nothing_is_owed_never_exceed_their_farms_rate(
+            rate in 1_000_u64..1_000_000,
+            takes in proptest::collection::vec((0_usize..8, 1_u64..2_000_000), 1..100),
+        ) {
+            let farm = Arc::new(Throttle::default());
+            let start = Instant::now();
+            farm.set(Rate { operations: 0, bytes: rate }, None);
+            let volumes: Vec<Throttle> = std::iter::repeat_with(Throttle::default).take(8).collect();
+            for volume in &volumes {
+                volume.set(Rate::default(), Some(Arc::clone(&farm)));
+            }
+            let (mut now, mut taken) = (start, 0);
+            for (who, bytes) in takes {
+                while let owed = volumes[who].owed(now) && !owed.is_zero() {
+                    now += owed;
+                }
+                // Before this operation all others were paid for.
+                let allowed = (now - start + 2 * BURST).as_nanos() * u128::from(rate) / 1_000_000_000;
+                prop_assert!(u128::from(taken) <= allowed + 100, "{taken} of {allowed}");
+                prop_assert!(volumes[who].charge(bytes, now) <= MOST);
+                taken += bytes;
+            }
+        }
+
         #[test]
         fn who_waits_as_told_never_exceeds_the_rate(
             rate in 1_u64..1_000_000,

@@ -1,10 +1,12 @@
 //! The target as an initiator sees it, over loopback.
 
+mod aborts;
 mod hostile;
 mod sessions;
 mod transfer;
 mod units;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +34,7 @@ const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
 struct Server {
     target: Target,
+    volumes: Arc<VolumeStore>,
     zones: Arc<ZoneTable>,
     address: SocketAddr,
     notices: mpsc::Receiver<Notice>,
@@ -74,12 +77,13 @@ impl Server {
             };
             volumes.ensure(&spec).expect("made");
         }
+        let volumes = Arc::new(volumes);
         let zones = Arc::new(ZoneTable::new());
         zones.replace(vec![grant("n1", 1), grant("n2", 1)]);
         let (events, notices) = Events::channel(64);
         let target = Target::with_limits(
             Arc::clone(&zones),
-            Arc::new(volumes),
+            Arc::clone(&volumes),
             dir.path().join("reservations"),
             events,
             limits,
@@ -92,7 +96,7 @@ impl Server {
             let (target, cancel) = (target.clone(), cancel.clone());
             tokio::spawn(async move { target.serve(listener, segment, cancel).await })
         };
-        Self { target, zones, address, notices, cancel, task, dir }
+        Self { target, volumes, zones, address, notices, cancel, task, dir }
     }
 
     async fn stop(self) {
@@ -104,7 +108,7 @@ impl Server {
     async fn restart(self) -> Self {
         self.cancel.cancel();
         within(self.task).await.expect("no panic");
-        drop(self.target);
+        drop((self.target, self.volumes));
         Self::start_in(self.dir, Limits::default()).await
     }
 

@@ -91,6 +91,10 @@ async fn discovery_shows_the_own_target_and_nothing_else() {
     let address = format!("{},1", server.address);
     let target = grant("n1", 1).target;
     assert_eq!(pairs, [("TargetName", target.as_str()), ("TargetAddress", &address)]);
+    // Asked for it so often that no segment holds the answer, it does not try.
+    request.set_u32(24, initiator.cmd_sn + 1);
+    initiator.send(request, &b"SendTargets=All\0".repeat(200)).await;
+    assert_eq!(initiator.expect(opcode::REJECT).await.0.0[2], 0x09);
     server.stop().await;
 }
 

@@ -63,6 +63,7 @@ async fn a_lun_reset_aborts_and_tells_every_nexus_once() {
     }
     let late = two.data_out(pending.task_tag(), asked.u32(20), 0, 0, true);
     two.send(late, &[7; 4096]).await;
+    assert_eq!(two.status().await.0, TASK_ABORTED);
     let header = two.command(0, 0x80, &[0; 6], 0);
     two.send(header, &[]).await;
     let (status, sense) = two.status().await;
@@ -81,6 +82,7 @@ fn reserve_out(service: u8, kind: u8, key: u64, second: u64, flags: u8) -> ([u8;
 }
 
 const CONFLICT: u8 = 0x18;
+const TASK_ABORTED: u8 = 0x40;
 
 /// Sense key and codes of fixed format.
 fn codes(sense: &[u8]) -> (u8, u8, u8) {
@@ -150,6 +152,7 @@ async fn who_is_preempted_and_aborted_writes_nothing_more() {
     assert_eq!(two.give(0, &cdb, &list).await.0, 0, "preempt and abort");
     let late = one.data_out(header.task_tag(), asked.u32(20), 0, 0, true);
     one.send(late, &[7; 4096]).await;
+    assert_eq!(one.status().await.0, TASK_ABORTED);
     // REGISTRATIONS PREEMPTED, once, and not for who did it.
     let (status, sense) = one.ready(0).await;
     assert_eq!((status, codes(&sense)), (2, (6, 0x2a, 0x05)));
@@ -210,6 +213,11 @@ async fn mode_pages_change_for_all_and_the_others_are_told() {
         let (_, sense) = initiator.give(0, &cdb10(0x2a, 0, 1), &[1; 512]).await;
         assert_eq!(sense[0..4], [0x72, 7, 0x27, 0]);
         assert!(initiator.read(0, 1).await.is_ok());
+    }
+    // Who protects a unit and dies must not keep the others from shutting it out.
+    for (key, new) in [(0, 0xa1), (0xa1, 0)] {
+        let (cdb, list) = reserve_out(0, 0, key, new, 0);
+        assert_eq!(two.give(0, &cdb, &list).await.0, 0);
     }
     let mut reset = Header::new(opcode::TASK_MANAGEMENT);
     reset.set_byte(0, 0x42).set_byte(1, 0x85).set_u32(16, 900).set_u32(24, one.cmd_sn);

@@ -128,7 +128,9 @@ impl Reservations {
     /// Drops everything, and leaves the file to whom it now belongs: the volume has begun anew, and
     /// sessions that still have the old one open say nothing about the new one.
     pub fn retire(&self) {
-        self.changing().retired = true;
+        let mut on_disk = self.changing();
+        on_disk.retired = true;
+        // Before the next change of whoever comes too late.
         self.set(State::default());
     }
 

@@ -100,6 +100,10 @@ impl<B: Backing> Volume for Layer<B> {
         }
     }
 
+    fn owed(&self) -> Duration {
+        if self.throttle.is_idle() { Duration::ZERO } else { self.throttle.owed(Instant::now()) }
+    }
+
     fn watch(&self, watcher: Weak<dyn Watcher>) {
         let present = self.gate.read().unwrap_or_else(PoisonError::into_inner);
         present.usage.watch(Weak::clone(&watcher));
