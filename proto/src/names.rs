@@ -121,7 +121,9 @@ impl MemberName {
     /// Highest ordinal that a member can have.
     pub const MAX_ORDINAL: u32 = 9999;
 
-    /// The host name that the member's node gets: `shop-web-2`.
+    /// The host name that the member's node gets: `shop-web-2`. No other member of the farm has it,
+    /// and a farm's segment holds no others; two farms whose names hold dashes may have the same
+    /// one (`shop-eu/web/1` and `shop/eu-web/1`), so it identifies nobody across farms.
     pub fn host_name(&self) -> String {
         format!("{}-{}-{}", self.farm, self.tier, self.ordinal)
     }

@@ -1,6 +1,6 @@
 //! A boot server's edge service over mutual TLS, with the machines' behaviour behind it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
@@ -71,11 +71,20 @@ impl Fake {
 /// What must hold for every desired state, and between one and the next.
 fn check(state: &mut State, next: &edge::DesiredState) {
     let mut faults = Vec::new();
-    let mut used: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut used: BTreeMap<String, &str> = BTreeMap::new();
+    let mut listed = BTreeSet::new();
+    faults.extend(
+        next.volumes
+            .iter()
+            .filter(|volume| !listed.insert(&volume.id))
+            .map(|volume| format!("volume {} is listed twice", volume.id)),
+    );
     for assignment in &next.assignments {
         let node = assignment.node.as_str();
-        for thing in [&assignment.address, &assignment.root_volume, &assignment.host_name] {
-            if let Some(other) = used.insert(thing, node) {
+        // Host names are the segment's, the others the grid's.
+        let host = format!("{} in {}", assignment.host_name, assignment.segment);
+        for thing in [assignment.address.clone(), assignment.root_volume.clone(), host] {
+            if let Some(other) = used.insert(thing.clone(), node) {
                 faults.push(format!("{thing} was given to {other} and to {node}"));
             }
         }
@@ -89,7 +98,8 @@ fn check(state: &mut State, next: &edge::DesiredState) {
         // The member's former node must not be able to act any more.
         let before = state.desired.iter().flat_map(|d| &d.assignments);
         let former: Vec<_> = before
-            .filter(|b| b.host_name == assignment.host_name && b.node != assignment.node)
+            .filter(|b| b.host_name == assignment.host_name && b.farm == assignment.farm)
+            .filter(|b| b.node != assignment.node)
             .map(|b| b.node.clone())
             .collect();
         faults.extend(former.into_iter().filter_map(|former| {
