@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use croft_proto::{FarmName, MemberName, common, edge};
 use ipnet::Ipv4Net;
 
-use crate::model::{Farm, Grid, Member, Node, NodeState};
+use crate::model::{Farm, Grid, Health, Member, Node, NodeState, TierSpec};
 use crate::world::World;
 
 /// Name of a farm's segment.
@@ -175,8 +175,7 @@ fn membership(world: &World, farm: &Farm) -> common::Membership {
     });
     let balances = farm.spec.tiers.iter().flat_map(|tier| {
         tier.expose.iter().filter_map(|expose| {
-            let backend = farm.tier(&expose.tier)?;
-            let health = &world.blueprints.get(&backend.blueprint)?.health;
+            let health = check(world, farm, farm.tier(&expose.tier)?)?;
             Some(common::Balance {
                 tier: tier.name.to_string(),
                 listen_port: expose.port.into(),
@@ -191,5 +190,16 @@ fn membership(world: &World, farm: &Farm) -> common::Membership {
         version: 0,
         members: members.collect(),
         balances: balances.collect(),
+    }
+}
+
+/// How balancers check a tier: as its oldest member that stays is checked. Members keep the check
+/// that they were made with, so the blueprint of today, which may name another path or port, says
+/// nothing about them; it counts while there is no member.
+fn check<'a>(world: &'a World, farm: &'a Farm, tier: &TierSpec) -> Option<&'a Health> {
+    let members = world.members_of(&farm.spec.name).filter(|m| m.name.tier == tier.name);
+    match members.min_by_key(|m| (m.retiring, m.created_ms, m.name.ordinal)) {
+        Some(oldest) => Some(&oldest.boot.health),
+        None => Some(&world.blueprints.get(&tier.blueprint)?.health),
     }
 }
