@@ -9,6 +9,9 @@ RACK_BIN := $(BIN)/croft-rack
 RACK := $(RACK_BIN) enter
 E2E := $(BIN)/croft-e2e
 
+# Debian has ovsdb-server, nft, dnsmasq, nginx and tgtd in root's directories, which an ordinary
+# user's PATH lacks; they need no more rights than that user has.
+export PATH := $(PATH):/usr/sbin:/sbin
 export CROFT_BIN_DIR := $(BIN)
 export CROFT_IMAGE_DIR := $(IMAGES)
 

@@ -8,10 +8,9 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use crate::Error;
-use crate::run::{failed, run};
+use crate::run::{failed, run, tool};
 use crate::tree::{Content, Entry, Tree};
 
 /// The clock of every file and file system: 2020-01-01 00:00 UTC. Not 0, which some tools take
@@ -37,7 +36,7 @@ pub fn write(tree: &Tree, layout: &Layout, scratch: &Path, disk: &Path) -> Resul
     make_empty(layout, disk)?;
     let script = scratch.join("debugfs.script");
     fs::write(&script, fill_script(tree, scratch)?).map_err(Error::write(&script))?;
-    let mut command = Command::new("debugfs");
+    let mut command = tool("debugfs");
     command.env("E2FSPROGS_FAKE_TIME", TIME).arg("-w").arg("-f").arg(&script).arg(disk);
     let output = command.env("LC_ALL", "C").output().map_err(|source| Error::Start {
         program: "debugfs".to_owned(),
@@ -52,7 +51,7 @@ pub fn write(tree: &Tree, layout: &Layout, scratch: &Path, disk: &Path) -> Resul
         return Err(failed(&command, &output));
     }
     // Counts and checksums must be those that a check would write.
-    run(Command::new("e2fsck").args(["-f", "-n"]).arg(disk), "e2fsprogs")?;
+    run(tool("e2fsck").args(["-f", "-n"]).arg(disk), "e2fsprogs")?;
     Ok(())
 }
 
@@ -62,7 +61,7 @@ fn make_empty(layout: &Layout, disk: &Path) -> Result<(), Error> {
     let uuid = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-");
     let label: String = layout.label.chars().take(16).collect();
     let features = if layout.journal { "has_journal" } else { "^has_journal" };
-    let mut command = Command::new("mke2fs");
+    let mut command = tool("mke2fs");
     command
         .env("E2FSPROGS_FAKE_TIME", TIME)
         // Of the machine's own defaults none counts.
@@ -130,7 +129,7 @@ mod tests {
         let disk = dir.path().join("disk");
         write(tree, &layout, dir.path(), &disk)?;
         let ask = |what: &str| {
-            let mut command = Command::new("debugfs");
+            let mut command = tool("debugfs");
             String::from_utf8(run(command.args(["-R", what]).arg(&disk), "e2fsprogs")?)
                 .map_err(|_| Error::UnusablePath { path: what.to_owned() })
         };

@@ -17,7 +17,8 @@ fn the_same_inputs_make_the_same_versions_for_any_user() {
     let first = lines(&build(program, &dir.path().join("a"), &packages_cache(), &IMAGES));
     assert_eq!(first.len(), IMAGES.len());
 
-    // Once more with everything else different: place, scratch directory, time, umask and user.
+    // Once more with everything else different: place, scratch directory, time, umask and user,
+    // with an ordinary user's PATH, which lacks root's tools.
     let other = dir.path().join("other");
     fs::create_dir(&other).expect("made");
     copy_sources(&other.join("sources"));
@@ -34,7 +35,7 @@ fn the_same_inputs_make_the_same_versions_for_any_user() {
     let script = format!(
         "set -e; umask 077; mkdir \"$2/tmp\" \"$2/cache\"; cp \"$3\"/*.deb \"$2/cache\"; \
          cp \"$4\" \"$2/builder\"; {give}; cd \"$2\"; exec setpriv {user} --no-new-privs \
-         env TMPDIR=\"$2/tmp\" \"$2/builder\" build --test --agent {STATIC_PROGRAM} \
+         env PATH=/usr/bin:/bin TMPDIR=\"$2/tmp\" \"$2/builder\" build --test --agent {STATIC_PROGRAM} \
          --sources \"$2/sources\" --store \"$2/store\" --packages-cache \"$2/cache\" {}",
         IMAGES.join(" ")
     );
