@@ -1,10 +1,11 @@
 //! Runs the member's health check, which tells control and the balancers when it may serve.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use croft_proto::common::health_check::Kind;
 use croft_proto::common::{Health, HealthCheck};
+use croft_proto::{HEALTH_INTERVAL_MS, HEALTH_TIMEOUT_MS, HealthTarget, InvalidHealthCheck};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -21,63 +22,32 @@ const FALL: u32 = 2;
 /// A check that can be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Check {
-    target: Target,
+    target: HealthTarget,
     interval: Duration,
     timeout: Duration,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Target {
-    None,
-    Tcp(u16),
-    Http(u16, String),
-}
-
-/// What is wrong with a check that bootd gave.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidCheck {
-    /// Neither `NONE`, `TCP` nor `HTTP`.
-    #[error("health check: its kind is not known to this version")]
-    Kind,
-    /// Outside 1..=65535.
-    #[error("health check: port {0} is not within 1 to 65535")]
-    Port(u32),
-    /// Not an absolute path of printable characters.
-    #[error("health check: its path must start with / and hold 1 to 512 printable characters")]
-    Path,
-}
-
-/// A port as messages carry it.
-pub(crate) fn port(number: u32) -> Option<u16> {
-    u16::try_from(number).ok().filter(|port| *port != 0)
-}
-
-/// A path that can stand in a request line and in a configuration file.
-pub(crate) fn is_plain_path(path: &str) -> bool {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-~?&=+,:@%".contains(&b);
-    path.starts_with('/') && path.len() <= 512 && path.bytes().all(plain)
+/// The check with defaults for the times that were not given, and with those that this version
+/// does not accept brought to the nearest that it does: another version's check still runs.
+pub(crate) fn with_times(given: &HealthCheck) -> HealthCheck {
+    let within = |given: u32, default, range: RangeInclusive<u32>| {
+        if given == 0 { default } else { given.clamp(*range.start(), *range.end()) }
+    };
+    HealthCheck {
+        interval_ms: within(given.interval_ms, 1000, HEALTH_INTERVAL_MS),
+        timeout_ms: within(given.timeout_ms, 1000, HEALTH_TIMEOUT_MS),
+        ..given.clone()
+    }
 }
 
 impl Check {
-    /// Checks and bounds what bootd gave; no check at all is `NONE`.
-    pub fn new(given: Option<&HealthCheck>) -> Result<Self, InvalidCheck> {
-        let default = HealthCheck { kind: Kind::None.into(), ..HealthCheck::default() };
-        let given = given.unwrap_or(&default);
-        let checked_port = || port(given.port).ok_or(InvalidCheck::Port(given.port));
-        let target = match Kind::try_from(given.kind) {
-            Ok(Kind::None | Kind::Unspecified) => Target::None,
-            Ok(Kind::Tcp) => Target::Tcp(checked_port()?),
-            Ok(Kind::Http) if !is_plain_path(&given.path) => return Err(InvalidCheck::Path),
-            Ok(Kind::Http) => Target::Http(checked_port()?, given.path.clone()),
-            Err(_) => return Err(InvalidCheck::Kind),
-        };
-        let or = |given, default: u32| if given == 0 { default } else { given };
-        let interval = or(given.interval_ms, 1000).clamp(100, 60_000);
-        let timeout = or(given.timeout_ms, 1000).clamp(50, 30_000);
+    /// Checks what bootd gave; no check at all is `NONE`.
+    pub fn new(given: Option<&HealthCheck>) -> Result<Self, InvalidHealthCheck> {
+        let given = with_times(given.unwrap_or(&HealthCheck::default()));
         Ok(Self {
-            target,
-            interval: Duration::from_millis(interval.into()),
-            timeout: Duration::from_millis(timeout.into()),
+            target: HealthTarget::try_from(&given)?,
+            interval: Duration::from_millis(given.interval_ms.into()),
+            timeout: Duration::from_millis(given.timeout_ms.into()),
         })
     }
 
@@ -85,9 +55,9 @@ impl Check {
     pub async fn run(&self, address: Ipv4Addr) -> Result<(), String> {
         let checked = async {
             match &self.target {
-                Target::None => Ok(()),
-                Target::Tcp(port) => connect(address, *port).await.map(drop),
-                Target::Http(port, path) => get(address, *port, path).await,
+                HealthTarget::None => Ok(()),
+                HealthTarget::Tcp(port) => connect(address, *port).await.map(drop),
+                HealthTarget::Http(port, path) => get(address, *port, path.as_str()).await,
             }
         };
         match timeout(self.timeout, checked).await {
@@ -218,6 +188,7 @@ fn note(report: &mut HealthReport, outcome: Result<(), String>, failures: u32) -
 
 #[cfg(test)]
 mod tests {
+    use croft_proto::common::health_check::Kind;
     use proptest::prelude::*;
     use tokio::net::TcpListener;
 
@@ -295,12 +266,32 @@ mod tests {
         for path in
             ["", "health", "/a b", "/a\r\nHost: x", "/\u{e4}", &format!("/{}", "a".repeat(512))]
         {
-            assert_eq!(Check::new(Some(&http(80, path))), Err(InvalidCheck::Path), "{path:?}");
+            let refused = Check::new(Some(&http(80, path)));
+            assert!(matches!(refused, Err(InvalidHealthCheck::Path(_))), "{path:?}");
         }
-        assert_eq!(Check::new(Some(&http(0, "/"))), Err(InvalidCheck::Port(0)));
+        assert_eq!(Check::new(Some(&http(0, "/"))), Err(InvalidHealthCheck::Port(0)));
         let odd = HealthCheck { kind: 77, ..HealthCheck::default() };
-        assert_eq!(Check::new(Some(&odd)), Err(InvalidCheck::Kind));
-        assert_eq!(Check::new(None).expect("no check").target, Target::None);
+        assert_eq!(Check::new(Some(&odd)), Err(InvalidHealthCheck::Kind(77)));
+        assert_eq!(Check::new(None).expect("no check").target, HealthTarget::None);
+    }
+
+    proptest! {
+        /// Whatever control and bootd accept runs as it was written.
+        #[test]
+        fn what_the_common_rule_accepts_runs_as_given(
+            kind in 0i32..5, port in 0u32..70_000, path in "/?[ -~]{0,12}",
+            interval_ms in 0u32..700_000, timeout_ms in 0u32..70_000,
+        ) {
+            let given = HealthCheck { kind, port, path, interval_ms, timeout_ms };
+            if let Ok(target) = HealthTarget::try_from(&given) {
+                let check = Check::new(Some(&given)).expect("accepted by bootd");
+                prop_assert_eq!(&check.target, &target);
+                if target != HealthTarget::None {
+                    prop_assert_eq!(check.interval.as_millis(), u128::from(interval_ms));
+                    prop_assert_eq!(check.timeout.as_millis(), u128::from(timeout_ms));
+                }
+            }
+        }
     }
 
     proptest! {

@@ -7,6 +7,7 @@
 mod boot_config;
 mod causes;
 mod generation;
+mod health;
 mod image;
 mod iqn;
 mod mac;
@@ -19,6 +20,9 @@ pub mod checked_toml;
 pub use boot_config::{AgentConfig, BootEnv, InvalidBootEnv, IscsiLogin};
 pub use causes::with_causes;
 pub use generation::Generation;
+pub use health::{
+    HEALTH_INTERVAL_MS, HEALTH_TIMEOUT_MS, HealthPath, HealthTarget, InvalidHealthCheck,
+};
 pub use image::{
     BlobHash, CHUNK_SIZE, ImageFile, ImageKind, ImageRef, ImageVersion, InvalidImage, Manifest,
 };

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use croft_proto::common::{self, member::State as WireState};
-use croft_proto::{FarmName, MemberName, RoleName, TierName};
+use croft_proto::{FarmName, HealthTarget, InvalidHealthCheck, MemberName, RoleName, TierName};
 use serde::Serialize;
 
-use crate::health::{InvalidCheck, is_plain_path, port};
+use crate::health::with_times;
 
 /// More members or balances than a farm can have.
 const MAX_ENTRIES: usize = 10_000;
@@ -45,8 +45,8 @@ pub enum InvalidMembership {
         port: u16,
     },
     /// A balance's health check.
-    #[error(transparent)]
-    Check(#[from] InvalidCheck),
+    #[error("health check: {0}")]
+    Check(InvalidHealthCheck),
     /// Too long.
     #[error("a membership of more than {MAX_ENTRIES} entries is not read")]
     TooLong,
@@ -139,33 +139,30 @@ fn member(wire: &common::Member) -> Result<Member, InvalidMembership> {
 }
 
 fn balance(wire: &common::Balance) -> Result<Balance, InvalidMembership> {
-    let number = |given| port(given).ok_or(InvalidMembership::Port(given));
+    let number = |given| match u16::try_from(given) {
+        Ok(port) if port != 0 => Ok(port),
+        _ => Err(InvalidMembership::Port(given)),
+    };
     Ok(Balance {
         tier: wire.tier.parse()?,
         listen_port: number(wire.listen_port)?,
         backend_tier: wire.backend_tier.parse()?,
         backend_port: number(wire.backend_port)?,
-        check: check(wire.check.as_ref())?,
+        check: check(wire.check.as_ref()).map_err(InvalidMembership::Check)?,
     })
 }
 
-fn check(wire: Option<&common::HealthCheck>) -> Result<BackendCheck, InvalidCheck> {
-    use common::health_check::Kind;
+fn check(wire: Option<&common::HealthCheck>) -> Result<BackendCheck, InvalidHealthCheck> {
     let Some(wire) = wire else { return Ok(BackendCheck::None) };
-    let number = || port(wire.port).ok_or(InvalidCheck::Port(wire.port));
-    let or = |given, default: u32| if given == 0 { default } else { given };
-    let interval_ms = or(wire.interval_ms, 1000).clamp(100, 60_000);
-    let timeout_ms = or(wire.timeout_ms, 1000).clamp(50, 30_000);
-    match Kind::try_from(wire.kind) {
-        Ok(Kind::None | Kind::Unspecified) => Ok(BackendCheck::None),
-        Ok(Kind::Tcp) => Ok(BackendCheck::Tcp { port: number()?, interval_ms, timeout_ms }),
-        Ok(Kind::Http) if !is_plain_path(&wire.path) => Err(InvalidCheck::Path),
-        Ok(Kind::Http) => {
-            let path = wire.path.clone();
-            Ok(BackendCheck::Http { port: number()?, path, interval_ms, timeout_ms })
+    let wire = with_times(wire);
+    let (interval_ms, timeout_ms) = (wire.interval_ms, wire.timeout_ms);
+    Ok(match HealthTarget::try_from(&wire)? {
+        HealthTarget::None => BackendCheck::None,
+        HealthTarget::Tcp(port) => BackendCheck::Tcp { port, interval_ms, timeout_ms },
+        HealthTarget::Http(port, path) => {
+            BackendCheck::Http { port, path: path.into(), interval_ms, timeout_ms }
         }
-        Err(_) => Err(InvalidCheck::Kind),
-    }
+    })
 }
 
 #[cfg(test)]

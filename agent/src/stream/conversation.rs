@@ -10,7 +10,7 @@ use croft_proto::agent::{
     agent_message, bootd_message,
 };
 use croft_proto::common::{Health, Phase};
-use croft_proto::{InvalidMac, InvalidName, MacAddr, MemberName, with_causes};
+use croft_proto::{InvalidHealthCheck, InvalidMac, InvalidName, MacAddr, MemberName, with_causes};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,7 +19,7 @@ use tonic::{Code, Status, Streaming};
 
 use super::Stream;
 use crate::config::ConfigError;
-use crate::health::{Check, InvalidCheck};
+use crate::health::Check;
 use crate::machine::{Machine, Nic, parse_cidr};
 use crate::membership::{Applied, Identity, Order};
 
@@ -67,7 +67,7 @@ pub(super) enum Broken {
     #[error("Welcome gives NIC 1 the address {0:?}, which is none")]
     NicAddress(String),
     #[error("Welcome gives a health check that cannot be run")]
-    Check(#[from] InvalidCheck),
+    Check(#[from] InvalidHealthCheck),
     #[error("the session key cannot be kept")]
     Key(#[from] ConfigError),
 }

@@ -2,9 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 
 use croft_proto::checked_toml::Table;
-use croft_proto::{ClassName, ImageRef, NodeName, RoleName, SegmentName, TierName, VlanId, common};
+use croft_proto::{
+    ClassName, HEALTH_INTERVAL_MS, HEALTH_TIMEOUT_MS, HealthPath, ImageRef, NodeName, RoleName,
+    SegmentName, TierName, VlanId, common,
+};
 use ipnet::Ipv4Net;
 
 use super::plan::{
@@ -280,18 +284,17 @@ fn health(table: &mut Table<'_>) -> Option<common::HealthCheck> {
         }
     };
     let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
-    let interval_ms = number(table.optional_integer("interval_ms", 100..=600_000).unwrap_or(1000));
-    let timeout_ms = number(table.optional_integer("timeout_ms", 50..=60_000).unwrap_or(900));
+    let wide = |range: RangeInclusive<u32>| u64::from(*range.start())..=u64::from(*range.end());
+    let interval_ms = table.optional_integer("interval_ms", wide(HEALTH_INTERVAL_MS));
+    let timeout_ms = table.optional_integer("timeout_ms", wide(HEALTH_TIMEOUT_MS));
+    let (interval_ms, timeout_ms) =
+        (number(interval_ms.unwrap_or(1000)), number(timeout_ms.unwrap_or(900)));
     let (mut port, mut path) = (0, String::new());
     if kind != Kind::None {
         port = number(table.integer("port", 1..=65535)?);
     }
     if kind == Kind::Http {
-        path = table.required("path")?;
-        if !path.starts_with('/') || path.len() > 256 || !path.bytes().all(|b| b.is_ascii_graphic())
-        {
-            table.fault("path", "must start with / and hold printable ASCII without spaces");
-        }
+        path = table.required::<HealthPath>("path")?.into();
     }
     Some(common::HealthCheck { kind: kind.into(), port, path, interval_ms, timeout_ms })
 }

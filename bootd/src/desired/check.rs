@@ -5,7 +5,9 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
-use croft_proto::{Generation, MacAddr, MemberName, SegmentName, VlanId, VolumeId, common, edge};
+use croft_proto::{
+    Generation, HealthTarget, MacAddr, MemberName, SegmentName, VlanId, VolumeId, common, edge,
+};
 use ipnet::Ipv4Net;
 
 use super::{
@@ -309,7 +311,9 @@ fn assignment(a: &edge::Assignment, at: &str, faults: &mut Faults) -> Option<Ass
         Ok(phase) => Some(phase),
     };
     let health = a.health.clone().unwrap_or_default();
-    health_check(&health, at, faults);
+    if let Err(fault) = HealthTarget::try_from(&health) {
+        faults.add(&format!("{at}.health"), fault);
+    }
     let assignment = Assignment {
         node: node?,
         segment: segment?,
@@ -338,29 +342,6 @@ fn assignment(a: &edge::Assignment, at: &str, faults: &mut Faults) -> Option<Ass
         faults.add(&format!("{at}.root_volume"), "is missing; this boot method starts from it");
     }
     Some(assignment)
-}
-
-fn health_check(health: &common::HealthCheck, at: &str, faults: &mut Faults) {
-    use common::health_check::Kind;
-    let at = format!("{at}.health");
-    let kind = Kind::try_from(health.kind).unwrap_or(Kind::Unspecified);
-    if matches!(kind, Kind::Unspecified | Kind::None) {
-        return;
-    }
-    if !(1..=65535).contains(&health.port) {
-        faults.add(&at, format_args!("port {} does not exist", health.port));
-    }
-    if !(100..=600_000).contains(&health.interval_ms)
-        || !(10..=600_000).contains(&health.timeout_ms)
-    {
-        faults.add(&at, "interval_ms must be 100 to 600000, timeout_ms 10 to 600000");
-    }
-    let path_ok = health.path.starts_with('/')
-        && health.path.len() <= 256
-        && health.path.bytes().all(|b| b.is_ascii_graphic());
-    if kind == Kind::Http && !path_ok {
-        faults.add(&at, "path must start with / and hold printable ASCII without spaces");
-    }
 }
 
 #[derive(Default)]

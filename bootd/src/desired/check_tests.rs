@@ -1,4 +1,4 @@
-use croft_proto::edge;
+use croft_proto::{common, edge};
 
 use super::*;
 use crate::test_support::state;
@@ -42,10 +42,17 @@ fn every_fault_is_named_at_once() {
     }
 }
 
+/// The first assignment's health check, an HTTP one.
+fn health(state: &mut edge::DesiredState) -> &mut common::HealthCheck {
+    let health = state.assignments[0].health.get_or_insert_default();
+    health.kind = common::health_check::Kind::Http.into();
+    health
+}
+
 #[test]
 fn each_contradiction_is_a_fault() {
     type Change = fn(&mut edge::DesiredState);
-    let cases: [(&str, Change); 22] = [
+    let cases: [(&str, Change); 26] = [
         ("generation: is missing", |s| s.generation = None),
         ("0.0 is not a generation", |s| s.generation = Some(Default::default())),
         ("overlaps", |s| s.segments[0].address = "10.20.1.9/16".to_owned()),
@@ -73,6 +80,11 @@ fn each_contradiction_is_a_fault() {
         }),
         ("boot windows are numbered from 1", |s| s.assignments[0].window = 0),
         ("is missing; this boot method starts its kernel", |s| s.assignments[0].image.clear()),
+        // What agents would refuse.
+        ("health: path \"/health;full\" must", |s| health(s).path = "/health;full".to_owned()),
+        ("health: port 0 is not", |s| health(s).port = 0),
+        ("health: interval_ms 99 is not", |s| health(s).interval_ms = 99),
+        ("health: timeout_ms 60001 is not", |s| health(s).timeout_ms = 60_001),
     ];
     for (part, change) in cases {
         let text = faults(change);

@@ -1,10 +1,11 @@
 //! `blueprints.toml`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use croft_proto::checked_toml::{Faults, Table, read};
-use croft_proto::{BlueprintName, ImageRef};
+use croft_proto::{BlueprintName, HEALTH_INTERVAL_MS, HEALTH_TIMEOUT_MS, HealthPath, ImageRef};
 
 use super::ranges::Word;
 use crate::model::{Blueprint, BootMethod, Health, Root};
@@ -94,8 +95,10 @@ fn root(table: &mut Table<'_>, method: Option<BootMethod>) -> Option<Root> {
 
 fn health(table: &mut Table<'_>) -> Option<Health> {
     let kind = table.required::<Word<32>>("kind");
-    let interval = table.optional_integer("interval_ms", 100..=600_000).unwrap_or(1000) as u32;
-    let timeout = table.optional_integer("timeout_ms", 50..=60_000).unwrap_or(900) as u32;
+    let wide = |range: RangeInclusive<u32>| u64::from(*range.start())..=u64::from(*range.end());
+    let interval = table.optional_integer("interval_ms", wide(HEALTH_INTERVAL_MS));
+    let timeout = table.optional_integer("timeout_ms", wide(HEALTH_TIMEOUT_MS));
+    let (interval, timeout) = (interval.unwrap_or(1000) as u32, timeout.unwrap_or(900) as u32);
     let kind = kind?.0;
     if kind == "none" {
         return Some(Health::None);
@@ -104,10 +107,7 @@ fn health(table: &mut Table<'_>) -> Option<Health> {
     match kind.as_str() {
         "tcp" => Some(Health::Tcp { port: port?, interval_ms: interval, timeout_ms: timeout }),
         "http" => {
-            let Word(path) = table.required::<Word<256>>("path")?;
-            if !path.starts_with('/') {
-                table.fault("path", "must start with a slash");
-            }
+            let path = table.required::<HealthPath>("path")?.into();
             Some(Health::Http { port: port?, path, interval_ms: interval, timeout_ms: timeout })
         }
         other => {
@@ -148,6 +148,7 @@ impl FromStr for KernelArgs {
 
 #[cfg(test)]
 mod tests {
+    use croft_proto::HealthTarget;
     use proptest::prelude::*;
 
     use super::*;
@@ -172,6 +173,9 @@ mod tests {
             ("port = 8404", "port = 0", "blueprint[0].health.port"),
             ("kind = \"tcp\"", "kind = \"icmp\"", "blueprint[0].health.kind"),
             ("\"/health\"", "\"health\"", "blueprint[1].health.path"),
+            ("\"/health\"", "\"/health;full\"", "blueprint[1].health.path"),
+            ("interval_ms = 1000", "interval_ms = 99", "blueprint[0].health.interval_ms"),
+            ("timeout_ms = 900", "timeout_ms = 60001", "blueprint[0].health.timeout_ms"),
             ("[\"shop-content\"]", "[\"Shop\"]", "blueprint[1].data[0]"),
             ("[\"shop-content\"]", "[\"a\", \"a\"]", "blueprint[1].data: names"),
             ("image = \"web-server\"", "image = \"web-server@1\"", "blueprint[1].image"),
@@ -197,6 +201,22 @@ mod tests {
     }
 
     proptest! {
+        /// A check that control accepts is one that bootd and the agent accept.
+        #[test]
+        fn a_check_that_reads_can_be_run(
+            path in "/?[ -~]{0,12}", interval in 0u32..700_000, timeout in 0u32..70_000,
+        ) {
+            let text = EXAMPLES
+                .replace("\"/health\"", &format!("'{path}'"))
+                .replace("interval_ms = 1000", &format!("interval_ms = {interval}"))
+                .replace("timeout_ms = 900", &format!("timeout_ms = {timeout}"));
+            for blueprint in parse_blueprints(&text).unwrap_or_default() {
+                let check = croft_proto::common::HealthCheck::from(&blueprint.health);
+                let target = HealthTarget::try_from(&check);
+                prop_assert!(matches!(target, Ok(HealthTarget::Tcp(_) | HealthTarget::Http(..))));
+            }
+        }
+
         #[test]
         fn an_image_reference_reads_back(name in "[a-z]{1,8}", version in prop::option::of("[0-9a-f]{64}")) {
             let text = version.map_or(name.clone(), |version| format!("{name}@{version}"));
