@@ -200,6 +200,11 @@ impl Batch {
 /// The only writer of the store: it numbers events and wakes whoever waits for changes.
 #[derive(Debug)]
 pub struct Ledger {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
     store: Arc<dyn Store>,
     next_event: Mutex<u64>,
     changed: watch::Sender<u64>,
@@ -217,24 +222,50 @@ impl Ledger {
             None => 0,
         };
         let (changed, _) = watch::channel(newest.revision);
-        Ok(Self { store, next_event: Mutex::new(last + 1), changed })
+        let next_event = Mutex::new(last + 1);
+        Ok(Self { inner: Arc::new(Inner { store, next_event, changed }) })
     }
 
     /// The store that it writes.
     pub fn store(&self) -> &dyn Store {
-        &*self.store
+        &*self.inner.store
     }
 
     /// Wakes at each commit.
     pub fn changes(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+        self.inner.changed.subscribe()
     }
 
-    /// Writes a batch with its events.
+    /// Writes a batch with its events. Once begun it goes on to its end, even if the caller goes
+    /// away: a transaction that the store has taken commits in any case, and numbers that it used
+    /// must not be used again.
     ///
     /// # Errors
     /// The store fails. A conflict is no error: the caller reads again and decides anew.
     pub async fn commit(&self, batch: Batch) -> Result<Outcome, LedgerError> {
+        let inner = self.inner.clone();
+        // Lasts as long as one transaction, and is waited for by whoever did not go away.
+        match tokio::spawn(async move { inner.commit(batch).await }).await {
+            Ok(outcome) => outcome,
+            Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
+            // The program ends.
+            Err(_) => Err(StoreError::Closed.into()),
+        }
+    }
+
+    /// Stores one event.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub async fn event(&self, event: NewEvent) -> Result<(), LedgerError> {
+        let mut batch = Batch::default();
+        batch.event(event);
+        self.commit(batch).await.map(|_| ())
+    }
+}
+
+impl Inner {
+    async fn commit(&self, batch: Batch) -> Result<Outcome, LedgerError> {
         let Batch { mut txn, events } = batch;
         // Held across the commit: numbers and store order are the same.
         let mut next = self.next_event.lock().await;
@@ -264,14 +295,8 @@ impl Ledger {
         }
         Ok(outcome)
     }
-
-    /// Stores one event.
-    ///
-    /// # Errors
-    /// The store fails.
-    pub async fn event(&self, event: NewEvent) -> Result<(), LedgerError> {
-        let mut batch = Batch::default();
-        batch.event(event);
-        self.commit(batch).await.map(|_| ())
-    }
 }
+
+#[cfg(test)]
+#[path = "world_tests.rs"]
+mod tests;
