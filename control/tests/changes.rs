@@ -4,6 +4,7 @@ mod fakes;
 
 use fakes::control::Control;
 use fakes::{PATIENCE, Rack, eventually};
+use tonic::Code;
 
 const BLUEPRINTS: &str = include_str!("../../images/examples/blueprints.toml");
 const SHOP: &str = include_str!("../../images/examples/shop.toml");
@@ -59,6 +60,59 @@ async fn balancers_check_members_as_they_were_made() {
         let (tier, members) = (balanced_by(&rack), checked_by(&rack));
         let same = tier == "/alive" && members == ["/alive", "/alive"];
         if same { Ok(()) } else { Err(format!("{tier} {members:?}")) }
+    })
+    .await;
+    rack.assert_sound();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tier_that_does_not_scale_has_its_min() {
+    let (rack, control) = start(5).await;
+    let fixed = SHOP.split("[tier.scaling]").next().expect("the tiers");
+    let four = fixed.replace("min = 2", "min = 4");
+    assert_ne!(four, fixed);
+    control.apply_farm(&four).await.expect("applied");
+    control.ready("shop", 5).await;
+    control.apply_farm(fixed).await.expect("applied");
+    control.ready("shop", 3).await;
+    let decisions = control.explain("shop", "web").await;
+    let shrunk = decisions.iter().find(|d| d.action == "shrink").expect("shrank");
+    assert_eq!((shrunk.from, shrunk.to, shrunk.rule.as_str()), (4, 2, "fixed"));
+    rack.assert_sound();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tier_with_members_neither_begins_nor_stops_to_expose_ports() {
+    let (rack, control) = start(4).await;
+    let expose = "expose = [{ port = 80, tier = \"web\", backend_port = 80 }]\n";
+    let inside = SHOP.replace(expose, "");
+    assert_ne!(inside, SHOP);
+    control.apply_farm(&inside).await.expect("applied");
+    control.ready("shop", 3).await;
+    let refused = control.apply_farm(SHOP).await.expect_err("accepted");
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("tier lb cannot begin to expose"), "{refused:?}");
+
+    // As the message says: without the tier first. Whoever leaves meanwhile does not count.
+    let (head, web) = inside.split_once("[[tier]]\nname = \"web\"").expect("two tiers");
+    let (head, _) = head.split_once("[[tier]]").expect("the balancer's tier");
+    let without = format!("{head}[[tier]]\nname = \"web\"{web}");
+    control.apply_farm(&without).await.expect("applied");
+    control.apply_farm(SHOP).await.expect("applied");
+    control.ready("shop", 3).await;
+    assert_eq!(control.farm("shop").await.expect("there").exposed, ["203.0.113.10:80"]);
+
+    let refused = control.apply_farm(&inside).await.expect_err("accepted");
+    assert!(refused.message().contains("tier lb cannot stop exposing"), "{refused:?}");
+    // What a tier exposes may change as long as it exposes something.
+    let moved = SHOP.replace("port = 80, tier", "port = 8080, tier");
+    control.apply_farm(&moved).await.expect("applied");
+    eventually("the other port is told", PATIENCE, || async {
+        let farm = control.farm("shop").await.map_err(|e| e.to_string())?;
+        let told = rack.state.lock().desired.as_ref().expect("told").farms[0].balances.clone();
+        let told: Vec<_> = told.iter().map(|balance| balance.listen_port).collect();
+        let moved = told == [8080] && farm.exposed == ["203.0.113.10:8080"];
+        if moved { Ok(()) } else { Err(format!("{told:?} {farm:?}")) }
     })
     .await;
     rack.assert_sound();

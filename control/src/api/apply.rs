@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use croft_proto::checked_toml::Faults;
-use croft_proto::{FarmName, NodeName, VlanId, api, with_causes};
+use croft_proto::{FarmName, NodeName, TierName, VlanId, api, with_causes};
 use tonic::Status;
 
 use crate::config::{FarmContext, parse_blueprints, parse_farm, parse_grid};
 use crate::model::{
-    Blueprint, Farm, FarmSpec, Grid, NewEvent, Node, NodeState, Who, keys, nth_subnet,
+    Blueprint, Farm, FarmSpec, Grid, Member, NewEvent, Node, NodeState, TierSpec, Who, keys,
+    nth_subnet,
 };
 use crate::store::Outcome;
 use crate::world::{Batch, Ledger, LedgerError, World, now_ms};
@@ -230,6 +231,9 @@ fn draft_farm(world: &World, grid: &Grid, spec: FarmSpec) -> Result<Draft, Statu
             return Ok(Draft { batch, changes });
         }
     }
+    if let Some(old) = existing {
+        precondition(&exposure_conflicts(world, old, &spec))?;
+    }
     precondition(&pool_shortage(world, grid, &spec))?;
     match existing {
         Some(old) => {
@@ -255,6 +259,32 @@ fn draft_farm(world: &World, grid: &Grid, spec: FarmSpec) -> Result<Draft, Statu
     }
     batch.event(NewEvent::new("farm-applied", changes.join("; ")).farm(&name));
     Ok(Draft { batch, changes })
+}
+
+/// Why tiers cannot begin or cease to expose ports now. A member gets its external address, and its
+/// node the wiring of NIC 1, when it is made: those that are there would be left as they are.
+fn exposure_conflicts(world: &World, farm: &Farm, new: &FarmSpec) -> Vec<String> {
+    let name = &new.name;
+    let is_there = |tier: &TierName| {
+        // A size without members yet: they may be made at any moment.
+        let of_tier = |member: &Member| member.name.tier == *tier && !member.retiring;
+        farm.size(tier) > 0 || world.members_of(name).any(|member| of_tier(member))
+    };
+    let turned = new.tiers.iter().filter(|tier| {
+        let old = farm.tier(&tier.name);
+        old.is_some_and(|old| old.expose.is_empty() != tier.expose.is_empty())
+    });
+    turned
+        .filter(|tier| is_there(&tier.name))
+        .map(|TierSpec { name: tier, expose, .. }| {
+            let change = if expose.is_empty() { "stop exposing" } else { "begin to expose" };
+            format!(
+                "tier {tier} cannot {change} ports while farm {name} has members in it: they were \
+                 wired for what it was; apply the farm without this tier first, or give the tier \
+                 another name"
+            )
+        })
+        .collect()
 }
 
 fn farm_changes(old: &FarmSpec, new: &FarmSpec) -> Vec<String> {

@@ -8,7 +8,7 @@
 //! | rule | effect |
 //! |---|---|
 //! | `min`, `max` | a size outside min..=max is corrected at once, whatever the load |
-//! | `fixed` | the tier has no `[tier.scaling]` |
+//! | `fixed` | the tier has no `[tier.scaling]`: its size is min |
 //! | `no-members` | nobody is in service: nothing to measure |
 //! | `window` | the window is not yet filled since the set of members in service changed |
 //! | `tolerance` | the load is within the tolerances of the target |
@@ -118,8 +118,8 @@ fn judge(input: &Input<'_>) -> Verdict {
         return settled(input, input.max, "max", why, None);
     }
     let Some(scaling) = input.scaling else {
-        let why = format!("the tier does not scale; it keeps {} members", input.size);
-        return settled(input, input.size, "fixed", why, None);
+        let why = format!("the tier does not scale; it has {} members", input.min);
+        return settled(input, input.min, "fixed", why, None);
     };
     if measured == 0 {
         return hold(input, "no-members", "no member is in service, so no load is known", None);

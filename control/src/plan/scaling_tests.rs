@@ -52,6 +52,11 @@ fn a_new_tier_starts_at_min_and_one_outside_its_bounds_is_corrected() {
     assert_eq!(outcome(&input(&policy, &[], 9)), (4, "max".to_owned()));
     let fixed = Input { scaling: None, ..input(&policy, &[], 2) };
     assert_eq!(outcome(&fixed), (2, "fixed".to_owned()));
+    // Its min was lowered, or it grew while it scaled.
+    let grown = Input { size: 4, ..fixed };
+    let decision = decide(&grown).decision;
+    assert_eq!((decision.to, decision.rule.as_str()), (2, "fixed"));
+    assert_eq!(decision.action, Action::Shrink);
 }
 
 #[test]
