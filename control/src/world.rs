@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use croft_proto::{BlueprintName, FarmName, MemberName, NodeName};
+use croft_proto::{BlueprintName, FarmName, MemberName, NodeName, OrganizationName};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Mutex, watch};
@@ -272,7 +272,11 @@ impl Inner {
         let first = *next;
         let mut stored = Vec::with_capacity(events.len());
         for (sequence, event) in (first..).zip(events) {
-            let event = event.number(sequence, now_ms());
+            let organization = match &event.farm {
+                Some(farm) => self.owner(&txn, farm).await?,
+                None => None,
+            };
+            let event = event.number(sequence, now_ms(), organization);
             let key = keys::event(sequence);
             match serde_json::to_vec(&event) {
                 Ok(value) => txn.ops.push(Op::Put { key, value }),
@@ -294,6 +298,25 @@ impl Inner {
             self.changed.send_replace(revision);
         }
         Ok(outcome)
+    }
+
+    /// Whose a farm is: as the transaction makes it, or else as it is before.
+    async fn owner(
+        &self,
+        txn: &Txn,
+        farm: &FarmName,
+    ) -> Result<Option<OrganizationName>, LedgerError> {
+        let key = keys::farm(farm);
+        let made = txn.ops.iter().find_map(|op| match op {
+            Op::Put { key: put, value } if *put == key => Some(value.clone()),
+            _ => None,
+        });
+        let value = match made {
+            Some(value) => Some(value),
+            None => self.store.get(&key).await?.map(|entry| entry.value),
+        };
+        let farm: Option<Farm> = value.map(|value| decode(&key, &value)).transpose()?;
+        Ok(farm.map(|farm| farm.spec.organization))
     }
 }
 

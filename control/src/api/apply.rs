@@ -203,7 +203,7 @@ pub async fn farm(
             let text = format!("this token is for organization {own}, not {}", spec.organization);
             return Err(Status::permission_denied(text));
         }
-        draft_farm(world, grid, spec)
+        draft_farm(world, grid, who, spec)
     })
     .await
 }
@@ -212,12 +212,16 @@ fn no_grid() -> Status {
     Status::failed_precondition("there is no grid yet: run `croft grid apply grid.toml` first")
 }
 
-fn draft_farm(world: &World, grid: &Grid, spec: FarmSpec) -> Result<Draft, Status> {
+fn draft_farm(world: &World, grid: &Grid, who: &Who, spec: FarmSpec) -> Result<Draft, Status> {
     let name = spec.name.clone();
     let mut batch = Batch::default();
     let mut changes = Vec::new();
     let existing = world.farms.get(&name);
     if let Some(old) = existing {
+        if !who.may_see(&old.spec.organization) {
+            let text = format!("the farm name {name} is taken; choose another");
+            return Err(Status::failed_precondition(text));
+        }
         if old.deleting {
             let text = format!("farm {name} is being deleted; wait until it is gone");
             return Err(Status::failed_precondition(text));

@@ -200,7 +200,7 @@ pub fn image(image: &edge::Image) -> api::Image {
 
 /// An event.
 pub fn event(event: Event) -> api::Event {
-    let Event { sequence, at_ms, kind, node, farm, member, text } = event;
+    let Event { sequence, at_ms, kind, node, farm, organization: _, member, text } = event;
     api::Event { sequence, at_ms, kind, node, farm, member, text }
 }
 

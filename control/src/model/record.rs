@@ -18,6 +18,10 @@ pub struct Event {
     pub node: String,
     /// The farm, or empty.
     pub farm: String,
+    /// Whose the farm was when it happened; nobody's if it concerns no farm that was there. Names
+    /// of farms are used again, so the name alone does not say who may read this.
+    #[serde(default)]
+    pub organization: Option<OrganizationName>,
     /// The member, or empty.
     pub member: String,
     /// One sentence.
@@ -66,8 +70,13 @@ impl NewEvent {
         self
     }
 
-    /// The stored form.
-    pub fn number(self, sequence: u64, at_ms: u64) -> Event {
+    /// The stored form; `organization` owns the farm.
+    pub fn number(
+        self,
+        sequence: u64,
+        at_ms: u64,
+        organization: Option<OrganizationName>,
+    ) -> Event {
         let text = |name: Option<String>| name.unwrap_or_default();
         Event {
             sequence,
@@ -75,6 +84,7 @@ impl NewEvent {
             kind: self.foreign_kind.unwrap_or_else(|| self.kind.to_owned()),
             node: text(self.node.map(String::from)),
             farm: text(self.farm.map(String::from)),
+            organization,
             member: text(self.member.map(String::from)),
             text: self.text,
         }
