@@ -71,7 +71,8 @@ pub struct Input<'a> {
     pub set_since_ms: u64,
     /// Since when the tier's load has been watched without a gap.
     pub watched_since_ms: u64,
-    /// What the load asked for within the shrink window, in order.
+    /// What the load asked for within the shrink window, in order; of it only what a later and
+    /// larger recommendation did not outdo.
     pub history: &'a [Recommendation],
     /// Idle nodes that growth could take.
     pub idle_nodes: u32,

@@ -3,7 +3,7 @@
 //! What is remembered between passes (since when the same members serve, what the load asked for
 //! lately) is not durable: after a restart control watches for a full window before it decides.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use croft_proto::{FarmName, NodeName, TierName};
 
@@ -11,7 +11,8 @@ use super::context::{Context, StepError};
 use super::{farms, transition};
 use crate::model::{Action, Decision, Farm, NewEvent, NodeState, TierSpec, keys};
 use crate::plan::farm_diff;
-use crate::plan::scaling::{Input, Measured, Recommendation, decide};
+use crate::plan::history::History;
+use crate::plan::scaling::{Input, Measured, decide};
 use crate::store::{Outcome, Range};
 use crate::world::{Batch, Kept, LedgerError, World, now_ms};
 
@@ -33,7 +34,7 @@ struct Memory {
     set: Vec<(NodeName, u64)>,
     set_since_ms: u64,
     watched_since_ms: u64,
-    history: VecDeque<Recommendation>,
+    history: History,
     stored: Option<Decision>,
 }
 
@@ -43,7 +44,7 @@ impl Memory {
             set: Vec::new(),
             set_since_ms: now_ms,
             watched_since_ms: now_ms,
-            history: VecDeque::new(),
+            history: History::default(),
             stored: None,
         }
     }
@@ -106,9 +107,7 @@ impl Sizes {
                 .collect()
         };
         let shrink_ms = tier.scaling.as_ref().map_or(0, |scaling| scaling.shrink_window_s * 1000);
-        while memory.history.front().is_some_and(|past| past.at_ms + shrink_ms < now) {
-            memory.history.pop_front();
-        }
+        memory.history.forget_before(now.saturating_sub(shrink_ms));
         let leaving = farms::nodes_in(world, &farm.spec.name, &tier.name, |state| {
             matches!(state, NodeState::Draining | NodeState::PoweringOff | NodeState::Releasing)
         });
@@ -121,11 +120,13 @@ impl Sizes {
             leaving: leaving.len() as u32,
             set_since_ms: memory.set_since_ms,
             watched_since_ms: memory.watched_since_ms,
-            history: memory.history.make_contiguous(),
+            history: memory.history.as_slice(),
             idle_nodes: farms::spare_nodes(world),
             now_ms: now,
         });
-        memory.history.extend(verdict.recommendation);
+        if let Some(recommendation) = verdict.recommendation {
+            memory.history.push(recommendation);
+        }
         let decision = verdict.decision;
         cx.sight.seen().loads.insert(key, decision.value);
         if decision.action == Action::Hold {
