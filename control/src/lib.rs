@@ -26,9 +26,9 @@ mod sight;
 mod store;
 mod world;
 
-pub use api::{TokenError, issue};
+pub use api::{KnownToken, TokenError, issue, revoke, tokens};
 pub use init::{API_SERVER_NAME, InitError, init, write_profile};
 pub use model::Role;
 pub use reconcile::Intervals;
-pub use run::{RunError, run};
-pub use store::{SqliteStore, StoreError};
+pub use run::{RunError, open_store, run};
+pub use store::{SqliteStore, Store, StoreError};

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use croft_control::{Intervals, Role, SqliteStore, init, issue, run, write_profile};
+use croft_control::{Intervals, Role, init, issue, open_store, revoke, run, tokens, write_profile};
 use croft_proto::{BootdName, OrganizationName};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -64,6 +64,20 @@ enum Command {
         /// The profile to write.
         #[arg(long)]
         out: PathBuf,
+    },
+    /// Lists the tokens that are accepted: id, organization, role.
+    Tokens {
+        /// What `init` made.
+        #[arg(long)]
+        dir: PathBuf,
+    },
+    /// Takes a token back.
+    Revoke {
+        /// What `init` made.
+        #[arg(long)]
+        dir: PathBuf,
+        /// What `tokens` lists, and a profile's token has before its dot.
+        id: String,
     },
 }
 
@@ -128,7 +142,7 @@ async fn main() -> anyhow::Result<()> {
             running.await?;
         }
         Command::Token { dir, organization, role, api_address, out } => {
-            let store = SqliteStore::open(&dir.join("control.db"))?;
+            let store = open_store(&dir)?;
             let role = match role {
                 RoleArg::Operator => Role::Operator,
                 RoleArg::Tenant => Role::Tenant,
@@ -137,6 +151,15 @@ async fn main() -> anyhow::Result<()> {
             let ca = std::fs::canonicalize(dir.join("ca.pem")).context("ca.pem")?;
             write_profile(&out, api_address, &ca, &token)?;
             println!("{}", out.display());
+        }
+        Command::Tokens { dir } => {
+            for token in tokens(&open_store(&dir)?).await? {
+                println!("{} {} {}", token.id, token.organization, token.role);
+            }
+        }
+        Command::Revoke { dir, id } => {
+            revoke(&open_store(&dir)?, &id).await?;
+            println!("token {id} is not accepted any more");
         }
     }
     Ok(())

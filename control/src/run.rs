@@ -72,6 +72,18 @@ fn read(path: PathBuf) -> Result<Vec<u8>, RunError> {
     std::fs::read(&path).map_err(|source| RunError::Read { path, source })
 }
 
+/// Opens the store of a directory that `init` made; makes none where there is none.
+///
+/// # Errors
+/// There is no store, or it cannot be opened.
+pub fn open_store(dir: &Path) -> Result<SqliteStore, RunError> {
+    let path = dir.join("control.db");
+    if !path.exists() {
+        return Err(RunError::Read { path, source: io::ErrorKind::NotFound.into() });
+    }
+    Ok(SqliteStore::open(&path)?)
+}
+
 /// Runs until cancelled.
 ///
 /// # Errors
@@ -87,12 +99,7 @@ pub async fn run(
     let _lock = lock(at("control.lock"))?;
     let credentials = Credentials::read(dir)?;
     let identity = Identity::from_pem(read(at("api.pem"))?, read(at("api.key"))?);
-    let database = at("control.db");
-    if !database.exists() {
-        let source = io::ErrorKind::NotFound.into();
-        return Err(RunError::Read { path: database, source });
-    }
-    let ledger = Ledger::open(Arc::new(SqliteStore::open(&database)?)).await?;
+    let ledger = Ledger::open(Arc::new(open_store(dir)?)).await?;
     let listener = TcpListener::bind(listen)
         .await
         .map_err(|source| RunError::Listen { address: listen, source })?;

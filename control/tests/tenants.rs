@@ -2,9 +2,11 @@
 
 mod fakes;
 
+use std::path::Path;
+
 use croft_proto::api;
-use fakes::Rack;
 use fakes::control::{Control, with_token};
+use fakes::{PATIENCE, Rack};
 use tonic::Code;
 
 const BLUEPRINTS: &str = include_str!("../../images/examples/blueprints.toml");
@@ -25,17 +27,24 @@ fn farm(organization: &str, name: &str, tier: &str) -> String {
     )
 }
 
-/// A new tenant's token.
-fn tenant(rack: &Rack, organization: &str) -> String {
-    let out = rack.path().join(format!("{organization}.toml"));
+/// Runs the program on a directory; its output, or what it complains of.
+fn program(dir: &Path, arguments: &[&str]) -> Result<String, String> {
+    let (command, rest) = arguments.split_first().expect("a command");
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_croft-control"))
-        .args(["token", "--role", "tenant", "--organization", organization, "--dir"])
-        .arg(rack.path())
-        .arg("--out")
-        .arg(&out)
+        .args([command, "--dir"])
+        .arg(dir)
+        .args(rest)
         .output()
         .expect("runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+}
+
+/// A new tenant's token.
+fn tenant(rack: &Rack, organization: &str) -> String {
+    let out = rack.path().join(format!("{organization}.toml")).display().to_string();
+    let make = ["token", "--role", "tenant", "--organization", organization, "--out", &out];
+    program(rack.path(), &make).expect("made");
     let profile = std::fs::read_to_string(out).expect("profile");
     let token = profile.split("token = \"").nth(1).and_then(|rest| rest.split('"').next());
     token.expect("a token").to_owned()
@@ -103,4 +112,51 @@ async fn farms_whose_names_read_alike_live_side_by_side() {
     };
     assert_eq!(roots.len(), 2);
     assert_ne!(roots[0], roots[1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_taken_back_is_refused_at_once() {
+    let (rack, control) = start(1).await;
+    let acme = tenant(&rack, "acme");
+    let (id, _) = acme.split_once('.').expect("an id and a secret");
+    let listed = program(rack.path(), &["tokens"]).expect("listed");
+    assert!(listed.lines().any(|line| line == format!("{id} acme tenant")), "{listed}");
+    assert!(listed.lines().any(|line| line.ends_with(" operators operator")), "{listed}");
+
+    control.apply_farm(&farm("acme", "shop", "web")).await.expect("applied");
+    let mut api = control.api().await.expect("connects");
+    let follow = with_token(api::EventsRequest { after: 0, follow: true }, &acme);
+    let mut stream = api.events(follow).await.expect("follows").into_inner();
+    let first = stream.message().await.expect("an event").expect("one");
+    assert_eq!(first.kind, "farm-applied");
+
+    let said = program(rack.path(), &["revoke", id]).expect("taken back");
+    assert!(said.contains(id), "{said}");
+    let list = with_token(api::ListFarmsRequest {}, &acme);
+    assert_eq!(api.list_farms(list).await.expect_err("listed").code(), Code::Unauthenticated);
+    // What happens now the stream does not tell any more; events of before may still be in it.
+    control.delete_farm("shop").await.expect("marked");
+    let ended = tokio::time::timeout(PATIENCE, async {
+        loop {
+            match stream.message().await {
+                Ok(Some(event)) => assert_ne!(event.kind, "farm-deleting"),
+                other => break other,
+            }
+        }
+    });
+    let status = ended.await.expect("in time").expect_err("the stream ended well");
+    assert_eq!(status.code(), Code::Unauthenticated);
+    assert!(program(rack.path(), &["revoke", id]).expect_err("twice").contains("there is none"));
+}
+
+#[test]
+fn a_directory_without_a_store_gets_none() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let out = dir.path().join("profile.toml").display().to_string();
+    let token = ["token", "--organization", "acme", "--role", "tenant", "--out", &out];
+    for arguments in [&token[..], &["tokens"], &["revoke", "0123456789abcdef"]] {
+        let complaint = program(dir.path(), arguments).expect_err("it made one");
+        assert!(complaint.contains("croft-control init"), "{complaint}");
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).expect("readable").count(), 0);
 }

@@ -7,8 +7,8 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 use crate::model::{Role, Token, Who, keys};
-use crate::store::{Compare, Op, Outcome, Store, StoreError, Txn};
-use crate::world::decode;
+use crate::store::{Compare, Op, Outcome, Range, Store, StoreError, Txn};
+use crate::world::{LedgerError, decode};
 
 /// Longest token that is looked at, in bytes.
 const MAX_TOKEN: usize = 256;
@@ -28,6 +28,23 @@ pub enum TokenError {
     /// Its id was taken.
     #[error("token: its id is taken; try again")]
     Taken,
+    /// A stored one cannot be read.
+    #[error(transparent)]
+    Decode(#[from] LedgerError),
+    /// No token has this id.
+    #[error("token {0}: there is none with this id; `croft-control tokens` lists those that are")]
+    Unknown(String),
+}
+
+/// A token that is accepted, by what may be shown of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownToken {
+    /// The part of it before the dot, 16 hexadecimal digits; no secret.
+    pub id: String,
+    /// Whose it is.
+    pub organization: OrganizationName,
+    /// What it allows.
+    pub role: Role,
 }
 
 fn hash(token: &str) -> String {
@@ -53,6 +70,37 @@ pub async fn issue(
     match store.txn(Txn { compares, ops: vec![Op::Put { key, value }] }).await? {
         Outcome::Committed(_) => Ok(token),
         Outcome::Conflict(_) => Err(TokenError::Taken),
+    }
+}
+
+/// All tokens that are accepted, by their ids.
+///
+/// # Errors
+/// The store fails, or holds what this program cannot read.
+pub async fn tokens(store: &dyn Store) -> Result<Vec<KnownToken>, TokenError> {
+    let stored = store.range(Range::prefix(keys::TOKENS)).await?.entries;
+    let known = stored.into_iter().map(|entry| {
+        let Token { organization, role, .. } = decode(&entry.key, &entry.value)?;
+        let id = entry.key.strip_prefix(keys::TOKENS).unwrap_or(&entry.key).to_owned();
+        Ok::<_, TokenError>(KnownToken { id, organization, role })
+    });
+    known.collect()
+}
+
+/// Takes a token back: the next call with it is refused, and an open stream of events ends before
+/// it gives another one.
+///
+/// # Errors
+/// There is no such token, or the store fails.
+pub async fn revoke(store: &dyn Store, id: &str) -> Result<(), TokenError> {
+    let unknown = || TokenError::Unknown(id.chars().take(80).collect());
+    let key = keys::token(id);
+    let entry = store.get(&key).await?.ok_or_else(unknown)?;
+    let compares = vec![Compare { key: key.clone(), revision: entry.revision }];
+    match store.txn(Txn { compares, ops: vec![Op::Delete { key }] }).await? {
+        Outcome::Committed(_) => Ok(()),
+        // A token is written once: somebody else has just taken it back.
+        Outcome::Conflict(_) => Err(unknown()),
     }
 }
 
@@ -116,9 +164,25 @@ mod tests {
             let status = identify(&store, &header(bad)).await.expect_err("accepted");
             assert_eq!(status.code(), tonic::Code::Unauthenticated, "{bad}");
         }
+        let mut known = tokens(&store).await.expect("listed");
+        known.sort_by(|a, b| a.organization.cmp(&b.organization));
+        let roles: Vec<_> = known.iter().map(|t| (t.organization.as_str(), t.role)).collect();
+        assert_eq!(roles, [("acme", Role::Tenant), ("b", Role::Operator)]);
+        assert_eq!(known[0].id, id);
+
         let entry = store.get(&keys::token(id)).await.expect("get").expect("there");
         let stored = String::from_utf8(entry.value).expect("text");
         let (_, own) = token.expose().split_once('.').expect("two parts");
         assert!(!stored.contains(own), "the store has the secret in clear");
+
+        revoke(&store, id).await.expect("taken back");
+        let status = identify(&store, &header(&bearer)).await.expect_err("accepted");
+        assert_eq!(status.code(), tonic::Code::Unauthenticated);
+        let other = format!("Bearer {}", other.expose());
+        assert!(identify(&store, &header(&other)).await.is_ok());
+        for gone in [id, "", "../x"] {
+            let fault = revoke(&store, gone).await.expect_err("taken back twice");
+            assert!(matches!(fault, TokenError::Unknown(_)), "{fault}");
+        }
     }
 }

@@ -6,5 +6,5 @@ mod auth;
 mod service;
 mod show;
 
-pub use auth::{TokenError, issue};
+pub use auth::{KnownToken, TokenError, issue, revoke, tokens};
 pub use service::serve;

@@ -10,6 +10,7 @@ use futures::{Stream, StreamExt};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
+use tonic::metadata::MetadataMap;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 
@@ -187,12 +188,12 @@ impl Control for Service {
     type EventsStream = Pin<Box<dyn Stream<Item = Result<api::Event, Status>> + Send>>;
 
     async fn events(&self, request: Request<api::EventsRequest>) -> Reply<Self::EventsStream> {
-        let who = self.anyone(&request).await?;
+        self.anyone(&request).await?;
         let api::EventsRequest { after, follow } = *request.get_ref();
         let reader = EventReader {
             watch: self.cx.ledger.store().watch(keys::EVENTS),
             cx: self.cx.clone(),
-            who,
+            caller: request.metadata().clone(),
             after,
             follow,
             page: VecDeque::new(),
@@ -239,7 +240,8 @@ impl Control for Service {
 /// Reads stored events in order, then waits for new ones.
 struct EventReader {
     cx: Arc<Context>,
-    who: Who,
+    /// With the token, which is asked for again at each page: it may be taken back meanwhile.
+    caller: MetadataMap,
     after: u64,
     follow: bool,
     page: VecDeque<Event>,
@@ -275,12 +277,13 @@ impl EventReader {
         if entries.is_empty() {
             return Ok(false);
         }
+        let who = auth::identify(store, &self.caller).await?;
         for entry in entries {
             let event: Event = decode(&entry.key, &entry.value).map_err(internal)?;
             self.after = event.sequence;
             // By whose the farm was then: whoever has a farm of that name today may be another.
-            let is_visible = self.who.role == Role::Operator
-                || event.organization.as_ref().is_some_and(|owner| self.who.may_see(owner));
+            let is_visible = who.role == Role::Operator
+                || event.organization.as_ref().is_some_and(|owner| who.may_see(owner));
             if is_visible {
                 self.page.push_back(event);
             }

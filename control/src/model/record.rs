@@ -1,6 +1,7 @@
 //! What control writes down beside the model: events, decisions, tokens, generations.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use croft_proto::{FarmName, Generation, MemberName, NodeName, OrganizationName};
 use serde::{Deserialize, Serialize};
@@ -173,6 +174,15 @@ pub enum Role {
     Operator,
     /// The farms of its organization.
     Tenant,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Operator => "operator",
+            Self::Tenant => "tenant",
+        })
+    }
 }
 
 /// A token's stored half.
