@@ -80,7 +80,7 @@ bench-iscsi: build
 	ulimit -n 4096 && $(BENCH) iscsi --dir $(BUILD)/bench-iscsi --pairs $(PAIRS) $(ROWS)
 
 bench-boot: images
-	$(RACK) --dir $(BUILD)/bench-boot -- $(E2E) bench-boot
+	$(RACK) --dir $(BUILD)/bench-boot -- $(E2E) bench-boot --pairs $(PAIRS)
 
 clean:
 	rm -rf $(BUILD)

@@ -81,9 +81,9 @@ pub async fn bench(options: Options) -> anyhow::Result<()> {
     for (firmware, names) in [("bios", ["n1"]), ("uefi", ["n2"])] {
         let mut stock = Vec::new();
         let mut tuned = Vec::new();
-        for _ in 0..options.pairs {
-            stock.push(bench.pair(Setup::Stock, &names).await?);
-            tuned.push(bench.pair(Setup::Tuned, &names).await?);
+        for round in 0..options.pairs {
+            stock.push(bench.pair(round, Setup::Stock, &names).await?);
+            tuned.push(bench.pair(round, Setup::Tuned, &names).await?);
         }
         report(&format!("boot-{firmware}"), "dnsmasq+tgt+nginx", &stock);
         report(&format!("boot-{firmware}-tuned"), "dnsmasq+tgt+nginx-tuned", &tuned);
@@ -91,11 +91,19 @@ pub async fn bench(options: Options) -> anyhow::Result<()> {
     let all: Vec<String> = bench.nodes.iter().map(|(name, _)| name.clone()).collect();
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
     let mut six = Vec::new();
-    for _ in 0..options.six_pairs {
-        six.push(bench.pair(Setup::Stock, &all).await?);
+    for round in 0..options.six_pairs {
+        six.push(bench.pair(round, Setup::Stock, &all).await?);
     }
     report("boot-six", "dnsmasq+tgt+nginx", &six);
     Ok(())
+}
+
+/// Who boots first in a round, and who then: who begins changes from round to round, so that what
+/// one side leaves warm or worn for the other favours neither.
+fn order(round: usize, setup: Setup) -> [Server; 2] {
+    let mut order = [Server::Ours, Server::Peer(setup)];
+    order.rotate_left(round % 2);
+    order
 }
 
 /// Prints the two lines of a figure: seconds, ours and the peer's.
@@ -119,9 +127,20 @@ async fn power(rack: &Rack, node: &Node, reset: &str) -> anyhow::Result<()> {
 
 impl Bench {
     /// Boots the nodes once by each side; seconds until the last is in userland: (ours, peer's).
-    async fn pair(&mut self, setup: Setup, nodes: &[&str]) -> anyhow::Result<(f64, f64)> {
-        let theirs = self.boot(Server::Peer(setup), nodes).await?;
-        let ours = self.boot(Server::Ours, nodes).await?;
+    async fn pair(
+        &mut self,
+        round: usize,
+        setup: Setup,
+        nodes: &[&str],
+    ) -> anyhow::Result<(f64, f64)> {
+        let (mut ours, mut theirs) = (f64::NAN, f64::NAN);
+        for server in order(round, setup) {
+            let took = self.boot(server, nodes).await?;
+            match server {
+                Server::Ours => ours = took,
+                Server::Peer(_) => theirs = took,
+            }
+        }
         Ok((ours, theirs))
     }
 
@@ -258,5 +277,17 @@ impl Bench {
             Ok((ready >= want && status.segments_ready.iter().any(|s| s == SEGMENT)).then_some(()))
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_sides_boot_in_every_round_and_begin_in_turn() {
+        let (ours, peer) = (Server::Ours, Server::Peer(Setup::Tuned));
+        let rounds: Vec<_> = (0..4).map(|round| order(round, Setup::Tuned)).collect();
+        assert_eq!(rounds, [[ours, peer], [peer, ours], [ours, peer], [peer, ours]]);
     }
 }
