@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use croft_proto::{NodeName, VolumeId, with_causes};
+use croft_proto::{ImageVersion, NodeName, VolumeId, with_causes};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -149,7 +149,7 @@ impl Keeper {
                 self.pending(assignment, &mut outcomes, "its boot could not be prepared");
             }
         }
-        settled &= self.delete_unwanted(&desired, &busy);
+        settled &= self.delete_dropped(&desired, &busy);
         *self.outcomes.lock().unwrap_or_else(PoisonError::into_inner) = outcomes;
         self.zone();
         settled
@@ -229,31 +229,43 @@ impl Keeper {
         }
     }
 
-    /// Deletes volumes that are not wanted, but no clones: those go when they are told to. A session sees only volumes of a present assignment,
-    /// which are wanted: what is left may at most be open in one that is about to end.
-    fn delete_unwanted(&self, desired: &Desired, busy: &BTreeSet<NodeName>) -> bool {
-        let made = self.volumes.list().into_iter().filter(|info| !info.is_clone);
-        let unwanted = made.map(|info| info.spec.id);
-        let unwanted: Vec<_> = unwanted.filter(|id| !desired.volumes.contains_key(id)).collect();
-        if unwanted.is_empty() {
+    /// Deletes volumes that were wanted once and are not any more; no others, which an operator
+    /// imported or whose state was lost, and no clones: those go when they are told to. A session sees
+    /// only volumes of a present assignment, which are wanted: what is left may at most be open in one
+    /// that is about to end.
+    fn delete_dropped(&self, desired: &Desired, busy: &BTreeSet<NodeName>) -> bool {
+        let dropped = self.desired.dropped();
+        if dropped.is_empty() {
             return true;
         }
         if busy.iter().any(|node| !desired.assignments.contains_key(node)) {
             return false;
         }
-        for id in unwanted {
-            match self.volumes.delete(&id) {
-                Ok(()) => {
-                    self.sessions.forget_reservations(&id);
-                    tracing::info!(volume = %id, "deleted a volume that is not wanted");
-                }
-                Err(error) => {
+        let made = self.volumes.list().into_iter().filter(|info| !info.is_clone);
+        let made: BTreeSet<VolumeId> = made.map(|info| info.spec.id).collect();
+        let mut gone = BTreeSet::new();
+        for id in dropped {
+            if made.contains(&id) {
+                if let Err(error) = self.volumes.delete(&id) {
                     let error = &error as &dyn std::error::Error;
                     tracing::error!(volume = %id, error, "a volume could not be deleted");
+                    continue;
                 }
+                self.sessions.forget_reservations(&id);
+                tracing::info!(volume = %id, "deleted a volume that is not wanted any more");
             }
+            gone.insert(id);
+        }
+        if let Err(error) = self.desired.forget_dropped(&gone) {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, "deleted volumes are still listed as dropped");
         }
         true
+    }
+
+    /// The image of a volume that is there, wanted or not.
+    pub(crate) fn image_of(&self, id: &VolumeId) -> Option<ImageVersion> {
+        self.volumes.list().into_iter().find(|info| info.spec.id == *id)?.spec.image
     }
 }
 

@@ -299,3 +299,52 @@ fn a_clone_stays_though_nobody_wants_it() {
     let left: Vec<_> = volumes.list().into_iter().map(|info| info.spec.id).collect();
     assert_eq!(left, [id]);
 }
+
+#[test]
+fn nothing_is_deleted_that_no_state_has_dropped() {
+    let dir = dir();
+    let version = image(dir.path(), 7);
+    let bench = start(dir.path());
+    let imported = VolumeSpec {
+        id: "imported".parse().expect("name"),
+        kind: VolumeKind::Root,
+        image: Some(version),
+        size_bytes: 0,
+        farm: None,
+    };
+    bench.keeper.volumes.ensure(&imported).expect("made");
+    bench.apply(1, version, |state| state.volumes[0].persistent = true);
+    bench.open(1);
+    bench.keeper.settle();
+    bench.write(9);
+    let names = |bench: &Bench| -> Vec<String> {
+        bench.keeper.volumes.list().into_iter().map(|info| info.spec.id.to_string()).collect()
+    };
+    let all = names(&bench);
+    assert_eq!(all.len(), 4);
+    // The state is lost: what it listed is still somebody's.
+    drop(bench);
+    std::fs::remove_file(dir.path().join("desired.state")).expect("removed");
+    let bench = start(dir.path());
+    assert!(bench.keeper.settle());
+    assert_eq!(names(&bench), all, "volumes were deleted without any state");
+    bench.apply(1, version, |state| {
+        state.assignments.clear();
+        state.volumes.clear();
+    });
+    assert!(bench.keeper.settle());
+    assert_eq!(names(&bench), all, "volumes were deleted that this state never listed");
+    bench.apply(2, version, |state| state.volumes[0].persistent = true);
+    assert!(bench.keeper.settle());
+    assert_eq!(bench.first_byte(), 9, "what was written is lost");
+    // Killed between the state that drops them and their end.
+    bench.apply(3, version, |state| {
+        state.assignments.clear();
+        state.volumes.clear();
+    });
+    drop(bench);
+    let bench = start(dir.path());
+    assert!(bench.keeper.settle());
+    assert_eq!(names(&bench), ["imported"]);
+    assert!(bench.keeper.desired.dropped().is_empty());
+}

@@ -3,13 +3,19 @@
 //! `desired.state` is the 8 bytes `CROFTDS1`, the BLAKE3 of what follows (32 bytes), then control's
 //! `DesiredState` message as it came. It is replaced whole before a new state takes effect, so a
 //! restart without control serves what control was told is served.
+//!
+//! `volumes.dropped` lists, in JSON, the volumes that an earlier state listed and a later one does not:
+//! they are deleted, and nothing else ever is. A volume that no state ever listed, or whose state was
+//! lost, is somebody's data that nobody said to throw away. The list is durable before the state that
+//! drops them, and shrinks when they are gone; what it names and the state lists (again) stays. Without
+//! `desired.state` it is forgotten.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use croft_proto::{Generation, SegmentName, edge};
+use croft_proto::{Generation, SegmentName, VolumeId, edge};
 use prost::Message;
 use tokio::sync::watch;
 
@@ -28,9 +34,18 @@ pub(crate) enum ApplyError {
     #[error("the desired state could not be kept and changed nothing")]
     NotKept(#[source] DurableError),
     #[error(
-        "the desired state in {path} cannot be used ({fault}); remove the file and let control apply it again"
+        "the desired state in {path} cannot be used ({fault}); move the file away: no volume is deleted \
+         for that, and control applies the state again, or (alone) machines are assigned at their next boot"
     )]
     Damaged { path: PathBuf, fault: String },
+    #[error(
+        "the list of dropped volumes in {path} cannot be used; move the file away: the volumes stay then"
+    )]
+    DamagedList {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
 }
 
 /// The present desired state. Readers never wait.
@@ -40,7 +55,16 @@ pub(crate) struct Holder {
     now: ArcSwap<Desired>,
     changes: watch::Sender<Generation>,
     /// One writer at a time, from the comparison of generations to the swap.
-    writing: Mutex<()>,
+    writing: Mutex<Volumes>,
+}
+
+/// What becomes of volumes.
+#[derive(Debug, Default)]
+struct Volumes {
+    /// Those of the state on disk.
+    listed: BTreeSet<VolumeId>,
+    /// As in `volumes.dropped`.
+    dropped: BTreeSet<VolumeId>,
 }
 
 impl Holder {
@@ -49,14 +73,15 @@ impl Holder {
     /// # Errors
     /// The file cannot be read, or is damaged.
     pub(crate) fn open(state_dir: &Path) -> Result<Self, ApplyError> {
-        let path = state_dir.join("desired.state");
-        let desired = match durable::read(&path).map_err(ApplyError::NotKept)? {
+        let (path, state) = read(state_dir)?;
+        let desired = match &state {
             None => Desired::default(),
-            Some(bytes) => decode(&bytes)
-                .and_then(|state| check(&state).map_err(|faults| faults.to_string()))
-                .map_err(|fault| ApplyError::Damaged { path: path.clone(), fault })?,
+            Some(state) => check(state).map_err(|faults| ApplyError::Damaged {
+                path: path.clone(),
+                fault: faults.to_string(),
+            })?,
         };
-        Ok(Self::holding(path, desired))
+        Self::holding(path, desired, state.as_ref())
     }
 
     /// Reads what an earlier run kept without serving it: the caller makes it fit its
@@ -67,22 +92,38 @@ impl Holder {
     pub(crate) fn open_unserved(
         state_dir: &Path,
     ) -> Result<(Self, edge::DesiredState), ApplyError> {
-        let path = state_dir.join("desired.state");
-        let state = match durable::read(&path).map_err(ApplyError::NotKept)? {
-            None => edge::DesiredState::default(),
-            Some(bytes) => {
-                decode(&bytes).map_err(|fault| ApplyError::Damaged { path: path.clone(), fault })?
-            }
-        };
+        let (path, kept) = read(state_dir)?;
+        let state = kept.clone().unwrap_or_default();
         let generation = state.generation.map(Generation::from).unwrap_or_default();
         let desired = Desired { generation, ..Desired::default() };
-        Ok((Self::holding(path, desired), state))
+        Ok((Self::holding(path, desired, kept.as_ref())?, state))
     }
 
-    fn holding(path: PathBuf, desired: Desired) -> Self {
+    fn holding(
+        path: PathBuf,
+        desired: Desired,
+        kept: Option<&edge::DesiredState>,
+    ) -> Result<Self, ApplyError> {
+        let list = dropped_path(&path);
+        let volumes = match kept {
+            // Whose volumes these are nobody knows any more.
+            None => {
+                durable::remove(&list).map_err(ApplyError::NotKept)?;
+                Volumes::default()
+            }
+            Some(state) => {
+                let listed = state.volumes.iter().filter_map(|volume| volume.id.parse().ok());
+                let dropped = match durable::read(&list).map_err(ApplyError::NotKept)? {
+                    None => BTreeSet::new(),
+                    Some(bytes) => serde_json::from_slice(&bytes)
+                        .map_err(|source| ApplyError::DamagedList { path: list, source })?,
+                };
+                Volumes { listed: listed.collect(), dropped }
+            }
+        };
         let (changes, _) = watch::channel(desired.generation);
         let now = ArcSwap::from_pointee(desired);
-        Self { path, now, changes, writing: Mutex::new(()) }
+        Ok(Self { path, now, changes, writing: Mutex::new(volumes) })
     }
 
     /// The state that holds now.
@@ -114,7 +155,7 @@ impl Holder {
         legs: &BTreeMap<SegmentName, Leg>,
     ) -> Result<bool, ApplyError> {
         let desired = check_with(state, legs).map_err(ApplyError::Faulty)?;
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut volumes = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let held = self.now.load().generation;
         if desired.generation < held {
             return Err(ApplyError::Older { offered: desired.generation, held });
@@ -122,11 +163,64 @@ impl Holder {
         if desired.generation == held {
             return Ok(false);
         }
+        let drops = |id: &&VolumeId| !desired.volumes.contains_key(*id);
+        let mut dropped = volumes.dropped.clone();
+        dropped.extend(volumes.listed.iter().filter(drops).cloned());
+        self.keep_dropped(&mut volumes, dropped)?;
         durable::write(&self.path, &encode(state)).map_err(ApplyError::NotKept)?;
+        volumes.listed = desired.volumes.keys().cloned().collect();
         let generation = desired.generation;
         self.now.store(Arc::new(desired));
         self.changes.send_replace(generation);
         Ok(true)
+    }
+
+    /// Volumes that are to be deleted: a state listed them once, and the present one does not.
+    pub(crate) fn dropped(&self) -> Vec<VolumeId> {
+        let volumes = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        volumes.dropped.difference(&volumes.listed).cloned().collect()
+    }
+
+    /// Forgets dropped volumes that are gone. Blocks on the disk.
+    ///
+    /// # Errors
+    /// The list could not be kept; they are dropped as before.
+    pub(crate) fn forget_dropped(&self, gone: &BTreeSet<VolumeId>) -> Result<(), ApplyError> {
+        let mut volumes = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = volumes.dropped.difference(gone);
+        // What is listed again is no business of this list.
+        let left = left.filter(|id| !volumes.listed.contains(*id)).cloned().collect();
+        self.keep_dropped(&mut volumes, left)
+    }
+
+    fn keep_dropped(
+        &self,
+        volumes: &mut Volumes,
+        dropped: BTreeSet<VolumeId>,
+    ) -> Result<(), ApplyError> {
+        if dropped != volumes.dropped {
+            // A list of names always serialises.
+            let bytes = serde_json::to_vec(&dropped).unwrap_or_default();
+            durable::write(&dropped_path(&self.path), &bytes).map_err(ApplyError::NotKept)?;
+            volumes.dropped = dropped;
+        }
+        Ok(())
+    }
+}
+
+fn dropped_path(path: &Path) -> PathBuf {
+    path.with_file_name("volumes.dropped")
+}
+
+/// The state of an earlier run, and where it is.
+fn read(state_dir: &Path) -> Result<(PathBuf, Option<edge::DesiredState>), ApplyError> {
+    let path = state_dir.join("desired.state");
+    let Some(bytes) = durable::read(&path).map_err(ApplyError::NotKept)? else {
+        return Ok((path, None));
+    };
+    match decode(&bytes) {
+        Ok(state) => Ok((path, Some(state))),
+        Err(fault) => Err(ApplyError::Damaged { path, fault }),
     }
 }
 
@@ -176,6 +270,47 @@ mod tests {
         let again = Holder::open(dir.path()).expect("kept");
         assert_eq!(*again.now(), *holder.now());
         assert!(again.now().nodes.keys().any(|name| name.as_str() == "n2"));
+    }
+
+    #[test]
+    fn only_what_was_listed_is_dropped_and_a_kill_at_any_write_loses_no_volume() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let state = |counter: u64, volumes: &[&str]| {
+            let volume = |id: &&str| edge::Volume {
+                id: (*id).to_owned(),
+                kind: edge::volume::Kind::Root.into(),
+                image: croft_proto::ImageVersion::of(b"image").to_string(),
+                zone: "shop".to_owned(),
+                ..edge::Volume::default()
+            };
+            edge::DesiredState { volumes: volumes.iter().map(volume).collect(), ..state(counter) }
+        };
+        let ids = |list: &[&str]| -> Vec<VolumeId> {
+            list.iter().map(|id| id.parse().expect("name")).collect()
+        };
+        let holder = Holder::open(dir.path()).expect("empty");
+        holder.apply(&state(1, &["a", "b", "c"])).expect("good");
+        assert_eq!(holder.dropped(), []);
+        let before = std::fs::read(dir.path().join("desired.state")).expect("read");
+        holder.apply(&state(2, &["a"])).expect("good");
+        assert_eq!(holder.dropped(), ids(&["b", "c"]));
+        let again = Holder::open(dir.path()).expect("kept");
+        assert_eq!(again.dropped(), ids(&["b", "c"]), "a restart forgot them");
+        let (unserved, _) = Holder::open_unserved(dir.path()).expect("kept");
+        assert_eq!(unserved.dropped(), ids(&["b", "c"]));
+        again.forget_dropped(&ids(&["b"]).into_iter().collect()).expect("kept");
+        again.apply(&state(3, &["a", "c"])).expect("good");
+        assert_eq!(again.dropped(), [], "it is listed again");
+        // Killed between the two writes: what the state on disk lists stays.
+        std::fs::write(dir.path().join("desired.state"), before).expect("written");
+        assert_eq!(Holder::open(dir.path()).expect("kept").dropped(), []);
+        // A state that is lost drops nothing, nor does the first one after it.
+        std::fs::remove_file(dir.path().join("desired.state")).expect("removed");
+        let lost = Holder::open(dir.path()).expect("empty");
+        lost.apply(&state(1, &[])).expect("good");
+        assert_eq!(lost.dropped(), []);
+        std::fs::write(dir.path().join("volumes.dropped"), "b, c").expect("written");
+        assert!(matches!(Holder::open(dir.path()), Err(ApplyError::DamagedList { .. })));
     }
 
     #[test]

@@ -225,7 +225,7 @@ fn refuse(error: &ApplyError) -> Status {
     match error {
         ApplyError::Faulty(faults) => Status::invalid_argument(faults.to_string()),
         ApplyError::Older { .. } => Status::failed_precondition(error.to_string()),
-        ApplyError::NotKept(_) | ApplyError::Damaged { .. } => {
+        ApplyError::NotKept(_) | ApplyError::Damaged { .. } | ApplyError::DamagedList { .. } => {
             let error = error as &dyn std::error::Error;
             tracing::error!(error, "a desired state was not taken");
             Status::unavailable(error.to_string())
