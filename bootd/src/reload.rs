@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use croft_proto::with_causes;
+use croft_proto::{FarmName, with_causes};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +25,8 @@ pub(crate) struct Fixed {
     state_dir: PathBuf,
     image_dir: PathBuf,
     ipxe_dir: PathBuf,
+    /// Volumes belong to it. None under control.
+    site: Option<FarmName>,
 }
 
 impl Fixed {
@@ -34,6 +36,24 @@ impl Fixed {
             state_dir: config.state_dir.clone(),
             image_dir: config.image_dir.clone(),
             ipxe_dir: config.ipxe_dir.clone(),
+            site: match &config.source {
+                Source::Control(_) => None,
+                Source::Alone(plan) => Some(plan.site.clone()),
+            },
+        }
+    }
+
+    /// What is another in `next`, if anything is.
+    fn differs(&self, next: &Self) -> Option<&'static str> {
+        let same = (&self.state_dir, &self.image_dir, &self.ipxe_dir)
+            == (&next.state_dir, &next.image_dir, &next.ipxe_dir);
+        match (&self.site, &next.site) {
+            _ if !same => Some("a directory is another one: restart bootd for that"),
+            (Some(_), None) => Some("it is under control now: restart bootd for that"),
+            (ours, theirs) if ours != theirs => {
+                Some("site is another one: volumes belong to it, so it cannot change")
+            }
+            _ => None,
         }
     }
 }
@@ -71,8 +91,8 @@ async fn once(reload: &Reload, fixed: &Fixed, clerk: &Clerk) -> Result<String, S
         Ok(Err(error)) => return Err(with_causes(&error)),
         Err(error) => return Err(error.to_string()),
     };
-    if Fixed::of(&config) != *fixed {
-        return Err("a directory is another one: restart bootd for that".to_owned());
+    if let Some(reason) = fixed.differs(&Fixed::of(&config)) {
+        return Err(reason.to_owned());
     }
     let summary = config.summary();
     let Source::Alone(plan) = config.source else {
@@ -82,5 +102,26 @@ async fn once(reload: &Reload, fixed: &Fixed, clerk: &Clerk) -> Result<String, S
         Some(Ok(())) => Ok(summary),
         Some(Err(error)) => Err(with_causes(&error)),
         None => Err("bootd is stopping".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::alone::plan::tests::FILE;
+
+    #[test]
+    fn directories_and_the_site_cannot_change() {
+        let fixed = |text: &str| Fixed::of(&Config::parse(text).expect("a good file"));
+        let now = fixed(FILE);
+        assert_eq!(now.differs(&now), None);
+        assert_eq!(now.differs(&fixed(&FILE.replace("\"guests\"", "\"visitors\""))), None);
+        let moved = now.differs(&fixed(&FILE.replace("croft/bootd", "croft/other")));
+        assert!(moved.is_some_and(|reason| reason.contains("directory")));
+        for text in [FILE.replace("\"home\"", "\"office\""), FILE.replace("site = \"home\"\n", "")]
+        {
+            let renamed = now.differs(&fixed(&text));
+            assert!(renamed.is_some_and(|reason| reason.contains("site")), "{renamed:?}");
+        }
     }
 }

@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use croft_proto::{Generation, ImageRef, ImageVersion, NodeName, edge};
+use croft_proto::{FarmName, Generation, ImageRef, ImageVersion, NodeName, edge};
 use tokio::sync::{mpsc, oneshot};
 
 use super::plan::Plan;
 use super::state::{self, Impossible, Versions, Want};
-use crate::boot::{Desk, Records, RecordsError, State};
+use crate::boot::{Desk, Records, State};
 use crate::desired::{ApplyError, Holder};
 use crate::keeper::Keeper;
 use crate::volume::{ImageStore, VolumeError};
@@ -32,8 +32,11 @@ pub(crate) enum RegistrarError {
     Impossible(#[from] Impossible),
     #[error("the desired state could not be kept")]
     Apply(#[from] ApplyError),
-    #[error("a boot window could not be kept")]
-    Records(#[from] RecordsError),
+    #[error(
+        "the state directory holds volumes and assignments of {kept}, and the file says site {site}; \
+         put its name back, or give this bootd a state_dir of its own"
+    )]
+    OtherSite { kept: String, site: FarmName },
 }
 
 /// What a registrar works with.
@@ -52,6 +55,7 @@ enum Order {
     Assign(Want, oneshot::Sender<bool>),
     Withdraw(Vec<NodeName>, oneshot::Sender<bool>),
     Reload(Box<Plan>, oneshot::Sender<Result<(), RegistrarError>>),
+    Follow,
     Stop,
 }
 
@@ -65,7 +69,7 @@ impl Registrar {
     /// A registrar, and the one who writes. `kept` is the state of an earlier run.
     pub(crate) fn new(parts: RegistrarParts, kept: edge::DesiredState) -> (Self, Writer) {
         let (sender, orders) = mpsc::channel(BATCH);
-        (Self { orders: sender }, Writer { parts, state: kept, orders })
+        (Self { orders: sender }, Writer { parts, state: kept, behind: false, orders })
     }
 
     /// Lets a machine serve; true once that is written down, false if it cannot.
@@ -91,6 +95,12 @@ impl Registrar {
         result.await.ok()
     }
 
+    /// Opens windows that could not be opened when their assignments were written down.
+    pub(crate) async fn follow(&self) {
+        // It has ended, and bootd with it, if this fails.
+        let _ = self.orders.send(Order::Follow).await;
+    }
+
     /// Ends the writer after what was handed in so far.
     pub(crate) async fn stop(&self) {
         // It has ended by itself if this fails.
@@ -104,6 +114,8 @@ pub(crate) struct Writer {
     parts: RegistrarParts,
     /// As it was applied last.
     state: edge::DesiredState,
+    /// Not all windows have followed it.
+    behind: bool,
     orders: mpsc::Receiver<Order>,
 }
 
@@ -111,9 +123,12 @@ impl Writer {
     /// Makes the state of an earlier run fit the file, and serves it.
     ///
     /// # Errors
-    /// It could not be kept.
+    /// It is another site's, or could not be kept.
     pub(crate) fn begin(&mut self) -> Result<(), RegistrarError> {
         let plan = self.parts.plan.load_full();
+        if let Some(kept) = state::foreign(&plan, &self.state) {
+            return Err(RegistrarError::OtherSite { kept, site: plan.site.clone() });
+        }
         let mut fitted = state::fit(&plan, self.state.clone());
         self.open_shut(&mut fitted);
         self.apply(&plan, fitted)
@@ -145,22 +160,30 @@ impl Writer {
                     }
                     Order::Withdraw(nodes, done) => {
                         for node in &nodes {
-                            changed |= state::withdraw(&plan, &mut next, node);
+                            changed |= state::withdraw(&mut next, node);
                         }
                         waiting.push(done);
                     }
                     Order::Reload(plan, done) => reload = Some((plan, done)),
+                    Order::Follow => {}
                     Order::Stop => stop = true,
                 }
             }
-            let applied = if changed { self.apply(&plan, next) } else { Ok(()) };
+            let applied = if changed {
+                self.apply(&plan, next)
+            } else {
+                if self.behind {
+                    self.follow();
+                }
+                Ok(())
+            };
             if let Err(error) = &applied {
                 let error = error as &dyn std::error::Error;
                 tracing::error!(error, "assignments could not be kept");
             }
             for done in waiting {
                 // Nobody waits for it any more: its client will ask again.
-                let _ = done.send(applied.is_ok());
+                let _ = done.send(applied.is_ok() && !self.behind);
             }
             if let Some((plan, done)) = reload {
                 let _ = done.send(self.reload(*plan));
@@ -188,7 +211,8 @@ impl Writer {
     ) -> Result<bool, RegistrarError> {
         let blueprint = plan.blueprints.get(&want.role).ok_or(Impossible::NoBlueprint)?;
         let mut resolve = |image: &ImageRef| self.resolve(image, versions);
-        let pinned = blueprint.root.and_then(|_| state::pinned(next, want));
+        let persistent = blueprint.root.is_some_and(|root| root.persistent);
+        let pinned = persistent.then(|| self.pinned(next, want)).flatten();
         let image = match (&blueprint.image, pinned) {
             (_, Some(pinned)) => Some(pinned),
             (Some(image), None) => Some(resolve(image)?),
@@ -197,6 +221,13 @@ impl Writer {
         let data = blueprint.data.iter().map(&mut resolve).collect::<Result<_, _>>()?;
         let window = self.next_window(&want.node);
         Ok(state::assign(plan, next, want, &Versions { image, data }, window)?)
+    }
+
+    /// What its persistent root was made from: also one that is there though the state that listed
+    /// it was lost.
+    fn pinned(&self, state: &edge::DesiredState, want: &Want) -> Option<ImageVersion> {
+        let stored = || self.parts.keeper.image_of(&state::root_id(want, true).parse().ok()?);
+        state::pinned(state, want).or_else(stored)
     }
 
     fn resolve(
@@ -234,15 +265,26 @@ impl Writer {
         }
     }
 
-    /// Makes a state the next generation, opens the windows that it asks for, and remembers it.
+    /// Makes a state the next generation, remembers it, and opens the windows that it asks for.
     fn apply(&mut self, plan: &Plan, mut next: edge::DesiredState) -> Result<(), RegistrarError> {
         let held = self.parts.holder.now().generation;
         let generation = Generation { counter: held.counter + 1, ..held };
         next.generation = Some(generation.into());
         self.parts.holder.apply_with(&next, &state::legs(plan))?;
         self.state = next;
+        self.follow();
+        Ok(())
+    }
+
+    /// Lets windows follow the state that holds. What fails is tried again at the next order: the
+    /// state is taken, there is no way back.
+    fn follow(&mut self) {
         let followed = self.parts.desk.follow(&self.parts.holder.now());
         self.parts.keeper.zone();
-        Ok(followed?)
+        self.behind = followed.is_err();
+        if let Err(error) = followed {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, "not every boot window could follow; trying again");
+        }
     }
 }

@@ -36,6 +36,22 @@ pub(crate) enum Impossible {
     NoBlueprint,
     #[error("9999 nodes serve in its role already")]
     Full,
+    #[error(
+        "its ephemeral root volume would have the name of a persistent one; rename the node or the role"
+    )]
+    Kept,
+}
+
+/// Whose state this is, if it is not that of this file's site: it must not be fitted then, because
+/// that would drop volumes of others.
+pub(crate) fn foreign(plan: &Plan, state: &edge::DesiredState) -> Option<String> {
+    let segments = state.segments.iter().map(|s| &s.farm);
+    let volumes = state.volumes.iter().map(|v| &v.zone);
+    let mut all = segments.chain(volumes).chain(state.assignments.iter().map(|a| &a.farm));
+    let other = all.find(|name| name.as_str() != plan.site.as_str())?;
+    // Under control there are farms, and segments of none.
+    let controlled = other.is_empty() || !state.farms.is_empty();
+    Some(if controlled { "a bootd under control".to_owned() } else { format!("site {other}") })
 }
 
 /// How legs are used, by segment.
@@ -72,14 +88,13 @@ pub(crate) fn fit(plan: &Plan, mut state: edge::DesiredState) -> edge::DesiredSt
         host && a.farm == plan.site.as_str()
     });
     state.farms.clear();
-    prune(plan, &mut state);
+    prune(&mut state);
     state
 }
 
 /// Drops nodes that serve nothing, and volumes that nobody needs. Persistent volumes stay for ever:
 /// an edit of the file must not cost anybody's data.
-fn prune(plan: &Plan, state: &mut edge::DesiredState) {
-    let site = plan.site.as_str();
+fn prune(state: &mut edge::DesiredState) {
     let serving: BTreeSet<&str> = state.assignments.iter().map(|a| a.node.as_str()).collect();
     state.nodes.retain(|node| serving.contains(node.name.as_str()));
     let wanted = state.assignments.iter();
@@ -88,21 +103,21 @@ fn prune(plan: &Plan, state: &mut edge::DesiredState) {
             std::iter::once(a.root_volume.as_str()).chain(a.data_volumes.iter().map(String::as_str))
         })
         .collect();
-    state.volumes.retain(|v| v.zone == site && (v.persistent || wanted.contains(v.id.as_str())));
+    state.volumes.retain(|v| v.persistent || wanted.contains(v.id.as_str()));
 }
 
 /// Takes a node's assignment away. False: it had none.
-pub(crate) fn withdraw(plan: &Plan, state: &mut edge::DesiredState, node: &NodeName) -> bool {
+pub(crate) fn withdraw(state: &mut edge::DesiredState, node: &NodeName) -> bool {
     let before = state.assignments.len();
     state.assignments.retain(|a| a.node != node.as_str());
-    prune(plan, state);
+    prune(state);
     state.assignments.len() < before
 }
 
 /// The images that a node is to boot: those of its persistent root volume if it has one, which
 /// stays on the version that it was made from.
 pub(crate) fn pinned(state: &edge::DesiredState, want: &Want) -> Option<ImageVersion> {
-    let id = root_id(want);
+    let id = root_id(want, true);
     state.volumes.iter().find(|v| v.persistent && v.id == id)?.image.parse().ok()
 }
 
@@ -136,6 +151,11 @@ pub(crate) fn assign(
         return Ok(false);
     }
     assignment.window = window;
+    let volumes = volumes(plan, want, blueprint, versions);
+    let renews = |held: &edge::Volume| volumes.iter().any(|v| v.id == held.id && !v.persistent);
+    if state.volumes.iter().any(|held| held.persistent && renews(held)) {
+        return Err(Impossible::Kept);
+    }
     // Who had this address or one of these NICs under another name is somebody of the past.
     let gone: BTreeSet<String> = state
         .nodes
@@ -149,14 +169,14 @@ pub(crate) fn assign(
     });
     state.nodes.retain(|other| other.name != node.name && !gone.contains(&other.name));
     state.nodes.push(node);
-    for volume in volumes(plan, want, blueprint, versions) {
+    for volume in volumes {
         match state.volumes.iter_mut().find(|v| v.id == volume.id) {
             Some(held) => *held = volume,
             None => state.volumes.push(volume),
         }
     }
     state.assignments.push(assignment);
-    prune(plan, state);
+    prune(state);
     Ok(true)
 }
 
@@ -166,8 +186,11 @@ fn free_ordinal(state: &edge::DesiredState, role: &RoleName) -> Option<u32> {
     (1..=croft_proto::MemberName::MAX_ORDINAL).find(|ordinal| !used.contains(ordinal))
 }
 
-fn root_id(want: &Want) -> String {
-    format!("{}-{}", want.node, want.role)
+/// A persistent root is never another's: one that is made anew at each boot has a name of its own, so
+/// that a blueprint which becomes ephemeral leaves the data of its nodes alone.
+pub(crate) fn root_id(want: &Want, persistent: bool) -> String {
+    let kind = if persistent { "" } else { "-ephemeral" };
+    format!("{}-{}{kind}", want.node, want.role)
 }
 
 fn assignment(
@@ -197,7 +220,7 @@ fn assignment(
         method: method.into(),
         image: versions.image.map(|image| image.to_string()).unwrap_or_default(),
         kernel_args: blueprint.kernel_args.clone(),
-        root_volume: blueprint.root.map(|_| root_id(want)).unwrap_or_default(),
+        root_volume: blueprint.root.map(|root| root_id(want, root.persistent)).unwrap_or_default(),
         data_volumes: versions.data.iter().map(data_id).collect(),
         health: Some(blueprint.health.clone()),
         phase: common::Phase::Run.into(),
@@ -217,7 +240,7 @@ fn volumes(
     versions: &Versions,
 ) -> Vec<edge::Volume> {
     let root = blueprint.root.zip(versions.image).map(|(root, image)| edge::Volume {
-        id: root_id(want),
+        id: root_id(want, root.persistent),
         kind: edge::volume::Kind::Root.into(),
         image: image.to_string(),
         size_bytes: root.size_mib << 20,

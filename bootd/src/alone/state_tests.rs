@@ -71,8 +71,8 @@ fn persistent_volumes_outlive_every_edit_and_pin_their_image() {
     let db = want(102, "db");
     assign(&plan, &mut state, &db, &versions(b"1"), 1).expect("assigned");
     assert_eq!(pinned(&state, &db), Some(ImageVersion::of(b"1")));
-    assert!(withdraw(&plan, &mut state, &db.node));
-    assert!(!withdraw(&plan, &mut state, &db.node));
+    assert!(withdraw(&mut state, &db.node));
+    assert!(!withdraw(&mut state, &db.node));
     assert!(state.assignments.is_empty() && state.nodes.is_empty());
     assert_eq!(pinned(&state, &db), Some(ImageVersion::of(b"1")));
     assert_eq!(pinned(&state, &want(101, "web")), None);
@@ -91,4 +91,61 @@ fn an_earlier_state_is_kept_as_far_as_the_file_still_has_its_place() {
     assert_eq!(fitted.assignments.len(), 1);
     assert_eq!(fitted.nodes.len(), 1);
     check_with(&fitted, &legs(&plan)).expect("good");
+}
+
+#[test]
+fn a_root_that_becomes_ephemeral_leaves_the_persistent_one_alone() {
+    let mut plan = plan();
+    let mut state = nothing(&plan);
+    let db = want(102, "db");
+    assign(&plan, &mut state, &db, &versions(b"1"), 1).expect("assigned");
+    let kept = state.assignments[0].root_volume.clone();
+    let role: RoleName = "db".parse().expect("role");
+    let root = |plan: &mut Plan, persistent| {
+        let blueprint = plan.blueprints.get_mut(&role).expect("there");
+        blueprint.root = Some(super::super::plan::Root { persistent, size_mib: 0 });
+    };
+    root(&mut plan, false);
+    assign(&plan, &mut state, &db, &versions(b"2"), 2).expect("assigned");
+    let ephemeral = state.assignments[0].root_volume.clone();
+    assert_ne!(ephemeral, kept);
+    let volume = |state: &edge::DesiredState, id: &str| {
+        state.volumes.iter().find(|v| v.id == id).map(|v| (v.persistent, v.image.clone()))
+    };
+    let first = ImageVersion::of(b"1").to_string();
+    assert_eq!(volume(&state, &kept), Some((true, first.clone())));
+    assert_eq!(volume(&state, &ephemeral).map(|v| v.0), Some(false));
+    // And it is there when the blueprint changes back.
+    root(&mut plan, true);
+    assert_eq!(pinned(&state, &db), Some(ImageVersion::of(b"1")));
+    let image = pinned(&state, &db);
+    assign(&plan, &mut state, &db, &Versions { image, data: Vec::new() }, 3).expect("assigned");
+    assert_eq!(state.assignments[0].root_volume, kept);
+    assert_eq!(volume(&state, &kept), Some((true, first)));
+    assert_eq!(volume(&state, &ephemeral), None);
+
+    // Names that run into each other: the data wins.
+    let mut state = nothing(&plan);
+    let long = Want { node: "n-web".parse().expect("name"), ..want(103, "db") };
+    assign(&plan, &mut state, &long, &versions(b"1"), 1).expect("assigned");
+    state.volumes.iter_mut().find(|v| v.persistent).expect("a root").id =
+        root_id(&want(104, "web"), false);
+    let refused = assign(&plan, &mut state, &want(104, "web"), &versions(b"1"), 1);
+    assert_eq!(refused, Err(Impossible::Kept));
+}
+
+#[test]
+fn the_state_of_another_site_is_not_taken_for_this_ones() {
+    let plan = plan();
+    let mut state = nothing(&plan);
+    assert_eq!(foreign(&plan, &edge::DesiredState::default()), None);
+    assign(&plan, &mut state, &want(102, "db"), &versions(b"1"), 1).expect("assigned");
+    assert_eq!(foreign(&plan, &state), None);
+    let mut moved = plan;
+    moved.site = "office".parse().expect("name");
+    assert_eq!(foreign(&moved, &state).as_deref(), Some("site home"));
+    let controlled = crate::test_support::state();
+    assert_eq!(foreign(&moved, &controlled).as_deref(), Some("a bootd under control"));
+    // No edit of a file drops a persistent volume.
+    assert_eq!(fit(&moved, state).volumes.iter().filter(|v| v.persistent).count(), 1);
 }
