@@ -98,6 +98,20 @@ impl Presence {
         }
     }
 
+    /// Forgets all of a node that nobody speaks for.
+    pub(crate) fn forget(&self, node: &NodeName) {
+        let mut nodes = self.lock();
+        if nodes.get(node).is_some_and(|seen| seen.cancel.is_none()) {
+            nodes.remove(node);
+        }
+    }
+
+    /// How many nodes something is known of.
+    #[cfg(test)]
+    pub(crate) fn known(&self) -> usize {
+        self.lock().len()
+    }
+
     /// Lets an agent in; an older stream of the same node ends. The token ends this one in turn.
     pub(crate) fn enter(
         self: &Arc<Self>,
