@@ -14,7 +14,7 @@ use croft_proto::{FarmName, NodeName, SegmentName};
 use tokio::sync::mpsc;
 
 pub(crate) use journal::{Journal, JournalError};
-use limit::Limiter;
+use limit::{Limiter, Told};
 
 /// One fact. It holds no secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,17 +55,49 @@ impl Events {
     }
 
     /// Leaves a notice that a node can cause as often as it likes: the same kind about the same
-    /// `subject` is told once a minute.
+    /// `subject` is told once a minute. Of more subjects at once than are remembered the rest is
+    /// counted as lost.
     pub fn limited(&self, subject: &str, notice: Notice) {
         let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
-        if limiter.allows(notice.kind, subject, Instant::now()) {
-            drop(limiter);
-            self.notice(notice);
+        let told = limiter.tells(notice.kind, subject, Instant::now());
+        drop(limiter);
+        match told {
+            Told::Now => self.notice(notice),
+            Told::Before => {}
+            Told::Refused => {
+                self.lost.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 
     /// Notices that were not stored since the start.
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_flood_of_subjects_leaves_untold_is_counted() {
+        let (events, mut notices) = Events::channel(4096);
+        let notice = |kind| Notice {
+            kind,
+            node: None,
+            segment: None,
+            farm: None,
+            text: "something".to_owned(),
+        };
+        for i in 0..3000 {
+            events.limited(&i.to_string(), notice("unknown-node"));
+        }
+        events.limited("n1", notice("two-places"));
+        events.limited("n1", notice("two-places"));
+        let told: Vec<_> = std::iter::from_fn(|| notices.try_recv().ok()).collect();
+        assert_eq!(told.last().map(|notice| notice.kind), Some("two-places"));
+        assert_eq!(told.len() as u64 + events.lost(), 3001);
+        assert!(events.lost() > 0);
     }
 }
