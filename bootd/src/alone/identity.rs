@@ -15,6 +15,9 @@ const PLACE_MS: u64 = 10_000;
 /// MACs whose place is remembered.
 const MAX_PLACES: usize = 65_536;
 
+/// Least time between two looks for places that may be forgotten, in ms.
+const SWEEP_MS: u64 = 1000;
+
 /// Who that is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Who<'a> {
@@ -68,7 +71,11 @@ fn settle(machine: &Machine, mac: MacAddr, uuid: Option<[u8; 16]>) -> Who<'_> {
 
 /// Where each MAC was last seen, so that one in two places at once is noticed.
 #[derive(Debug, Default)]
-pub(crate) struct Places(HashMap<MacAddr, (SegmentName, Option<CircuitId>, u64)>);
+pub(crate) struct Places {
+    seen: HashMap<MacAddr, (SegmentName, Option<CircuitId>, u64)>,
+    /// When places were last forgotten, in ms.
+    swept: u64,
+}
 
 impl Places {
     /// Whether a MAC that is seen now at a place was seen a moment ago at another. The place where
@@ -80,7 +87,7 @@ impl Places {
         circuit: Option<&CircuitId>,
         now_ms: u64,
     ) -> bool {
-        if let Some((at, port, when)) = self.0.get(&mac)
+        if let Some((at, port, when)) = self.seen.get(&mac)
             && now_ms.saturating_sub(*when) < PLACE_MS
         {
             let other_port = matches!((port, circuit), (Some(a), Some(b)) if a != b);
@@ -88,13 +95,17 @@ impl Places {
                 return true;
             }
         }
-        if self.0.len() >= MAX_PLACES && !self.0.contains_key(&mac) {
-            self.0.retain(|_, (_, _, when)| now_ms.saturating_sub(*when) < PLACE_MS);
-            if self.0.len() >= MAX_PLACES {
+        if self.seen.len() >= MAX_PLACES && !self.seen.contains_key(&mac) {
+            // Not at each packet of a flood: it takes a millisecond.
+            if now_ms.saturating_sub(self.swept) >= SWEEP_MS {
+                self.swept = now_ms;
+                self.seen.retain(|_, (_, _, when)| now_ms.saturating_sub(*when) < PLACE_MS);
+            }
+            if self.seen.len() >= MAX_PLACES {
                 return false;
             }
         }
-        self.0.insert(mac, (link.clone(), circuit.cloned(), now_ms));
+        self.seen.insert(mac, (link.clone(), circuit.cloned(), now_ms));
         false
     }
 }
@@ -149,6 +160,29 @@ mod tests {
         assert_eq!(who(two, None, Some("p3")), "not any-mac");
         assert_eq!(who(new, raw(4), None), "is by-uuid");
         assert_eq!(who(new, raw(2), None), "is m-525400000099");
+    }
+
+    #[test]
+    fn a_flood_of_macs_costs_no_look_through_all_of_them_each_time() {
+        let mut places = Places::default();
+        let lan: SegmentName = "lan".parse().expect("name");
+        let mac = |n: u32| {
+            let [a, b, c, d] = n.to_be_bytes();
+            MacAddr::new([0x52, 0x54, a, b, c, d]).expect("MAC")
+        };
+        let full = u32::try_from(MAX_PLACES).expect("a number");
+        for n in 0..full {
+            assert!(!places.is_elsewhere(mac(n), &lan, None, 50_000));
+        }
+        let start = std::time::Instant::now();
+        for n in 0..200_000 {
+            assert!(!places.is_elsewhere(mac(full + n), &lan, None, 50_001 + u64::from(n) / 100));
+        }
+        // With a look at each of them it is minutes.
+        assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
+        assert_eq!(places.seen.len(), MAX_PLACES);
+        assert!(!places.is_elsewhere(mac(u32::MAX), &lan, None, 61_000));
+        assert_eq!(places.seen.len(), 1, "old ones are forgotten");
     }
 
     #[test]
