@@ -104,6 +104,8 @@ impl Supervisor {
             }
             self.settle().await;
         }
+        // All at once: their time to end is the same, not one after the other.
+        self.served.values().for_each(|served| served.cancel.cancel());
         let names: Vec<_> = self.served.keys().cloned().collect();
         for name in &names {
             self.stop(name).await;

@@ -116,8 +116,10 @@ impl Servers {
             target.serve(sockets.iscsi, segment, token).await;
             ("iSCSI", Ok(()))
         });
-        let router = router::serve(sockets.router, sockets.index, name.clone(), cancel.clone());
-        servers.spawn(async { ("router advertisements", router.await.map_err(Into::into)) });
+        if let Some(socket) = sockets.router {
+            let router = router::serve(socket, sockets.index, name.clone(), cancel.clone());
+            servers.spawn(async { ("router advertisements", router.await.map_err(Into::into)) });
+        }
         servers
     }
 }

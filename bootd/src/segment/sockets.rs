@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::sync::Once;
 
 use croft_proto::{COLLECTOR_PORT, HTTP_PORT, ISCSI_PORT};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -35,8 +36,9 @@ pub(crate) struct Sockets {
     pub http: TcpListener,
     pub iscsi: TcpListener,
     pub collector: TcpListener,
-    /// A raw ICMPv6 socket.
-    pub router: tokio::net::UdpSocket,
+    /// A raw ICMPv6 socket. None on a shared device, whose host may be the network's IPv6 router, and
+    /// on a host without IPv6.
+    pub router: Option<tokio::net::UdpSocket>,
     /// The device's number.
     pub index: u32,
 }
@@ -70,9 +72,31 @@ pub(super) fn bind(segment: &Segment, link: Link) -> Result<Sockets, BindError> 
         http: stream(HTTP_PORT).map_err(fault("the HTTP port"))?,
         iscsi: stream(ISCSI_PORT).map_err(fault("the iSCSI port"))?,
         collector: stream(COLLECTOR_PORT).map_err(fault("the agents' port"))?,
-        router: icmpv6(device, link.index).map_err(fault("a socket for router advertisements"))?,
+        router: router(segment, link).map_err(fault("a socket for router advertisements"))?,
         index: link.index,
     })
+}
+
+fn router(segment: &Segment, link: Link) -> io::Result<Option<tokio::net::UdpSocket>> {
+    if segment.leg.shared {
+        return Ok(None);
+    }
+    match icmpv6(&segment.device, link.index) {
+        Err(error) if has_no_ipv6(&error) => {
+            static SAID: Once = Once::new();
+            SAID.call_once(|| {
+                tracing::info!(%error, "this host has no IPv6: no router advertisements are sent");
+            });
+            Ok(None)
+        }
+        socket => socket.map(Some),
+    }
+}
+
+/// Whether a socket is not to be had because IPv6 is off (`ipv6.disable=1`, or a kernel without it).
+fn has_no_ipv6(error: &io::Error) -> bool {
+    use nix::libc::{EAFNOSUPPORT, EPROTONOSUPPORT};
+    matches!(error.raw_os_error(), Some(EAFNOSUPPORT | EPROTONOSUPPORT))
 }
 
 fn udp(device: &DeviceName, address: Ipv4Addr, port: u16) -> io::Result<UdpSocket> {
@@ -108,4 +132,18 @@ fn icmpv6(device: &DeviceName, index: u32) -> io::Result<tokio::net::UdpSocket> 
     socket.join_multicast_v6(&ALL_ROUTERS, index)?;
     socket.set_nonblocking(true)?;
     tokio::net::UdpSocket::from_std(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_host_without_ipv6_is_let_off() {
+        // What socket(2) says where IPv6 is off; an address family that no kernel has says the same.
+        let none = Socket::new(Domain::from(250), Type::RAW, None);
+        assert!(has_no_ipv6(&none.expect_err("there is no such family")));
+        assert!(!has_no_ipv6(&io::Error::from_raw_os_error(nix::libc::EPERM)));
+        assert!(!has_no_ipv6(&io::Error::from_raw_os_error(nix::libc::ENODEV)));
+    }
 }
