@@ -32,8 +32,8 @@ pub(crate) fn read(doc: &mut Table<'_>) -> Option<Plan> {
     let mut segments = BTreeMap::new();
     let mut links: Vec<Link> = Vec::new();
     let mut names = BTreeSet::new();
-    for (i, mut table) in doc.tables("segment").into_iter().enumerate() {
-        segment(&mut table, i, site.as_ref(), &mut segments, &mut links, &mut names);
+    for mut table in doc.tables("segment") {
+        segment(&mut table, site.as_ref(), &mut segments, &mut links, &mut names);
     }
     let mut blueprints: BTreeMap<RoleName, Blueprint> = BTreeMap::new();
     for mut table in doc.tables("blueprint") {
@@ -79,7 +79,6 @@ pub(crate) fn read(doc: &mut Table<'_>) -> Option<Plan> {
 /// `[[segment]]`: one leg, its own subnet, and those behind relays.
 fn segment(
     table: &mut Table<'_>,
-    number: usize,
     site: Option<&croft_proto::FarmName>,
     segments: &mut BTreeMap<SegmentName, Segment>,
     links: &mut Vec<Link>,
@@ -142,8 +141,7 @@ fn segment(
     else {
         return;
     };
-    let vlan = VlanId::try_from(u32::try_from(number + 1).unwrap_or(u32::MAX));
-    let Ok(vlan) = vlan else {
+    let Some(vlan) = vlan_of(&name, segments) else {
         return table.fault("name", "there are more segments than VLANs");
     };
     if segments.values().any(|other| other.device == device) {
@@ -153,6 +151,15 @@ fn segment(
     let leg = Leg { shared, proxy, relayed: relayed.map(|link| link.subnet).collect() };
     let kind = SegmentKind::Farm(site.clone());
     segments.insert(name.clone(), Segment { name, vlan, device, address, kind, leg });
+}
+
+/// A number for a leg that has none of its own. It follows from the name, so that a segment which is
+/// added, removed or moved in the file leaves the others, and who is connected to them, alone.
+fn vlan_of(name: &SegmentName, others: &BTreeMap<SegmentName, Segment>) -> Option<VlanId> {
+    let taken: BTreeSet<u32> = others.values().map(|other| other.vlan.into()).collect();
+    let first = crc32c::crc32c(name.as_str().as_bytes()) % 4094;
+    let free = (0..4094).map(|i| (first + i) % 4094 + 1).find(|vlan| !taken.contains(vlan))?;
+    VlanId::try_from(free).ok()
 }
 
 /// What a subnet's clients are told. `net` is the subnet and bootd's address on its leg.

@@ -110,3 +110,22 @@ proptest! {
         let _ = Config::parse(&text);
     }
 }
+
+#[test]
+fn a_segment_that_comes_first_leaves_the_others_their_numbers() {
+    let segments = |text: &str| match crate::config::Config::parse(text).expect("good").source {
+        crate::config::Source::Alone(plan) => plan.segments,
+        crate::config::Source::Control(_) => panic!("it has no [edge]"),
+    };
+    let before = segments(FILE);
+    let first =
+        "[[segment]]\nname = \"new\"\ndevice = \"eth9\"\naddress = \"10.77.0.1/24\"\n\n[[segment]]";
+    let after = segments(&FILE.replacen("[[segment]]", first, 1));
+    assert_eq!(after.len(), before.len() + 1);
+    for (name, segment) in &before {
+        assert_eq!(after.get(name), Some(segment), "{name} is another one now");
+    }
+    let numbers: std::collections::BTreeSet<u32> =
+        after.values().map(|segment| segment.vlan.into()).collect();
+    assert_eq!(numbers.len(), after.len());
+}
