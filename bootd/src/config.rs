@@ -14,7 +14,7 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The image store (layout in `croft_proto`, image.rs).
     pub image_dir: PathBuf,
-    /// Directory with `undionly.kpxe`, `snponly.efi` and `ipxe.efi`.
+    /// Directory with `undionly.kpxe` and `snponly.efi`.
     pub ipxe_dir: PathBuf,
     /// Who says what is served.
     pub(crate) source: Source,

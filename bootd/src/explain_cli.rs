@@ -39,7 +39,7 @@ pub enum ExplainError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The file is for a bootd under control.
-    #[error("{0} is for a bootd under control: ask `croft explain` there")]
+    #[error("{0} is for a bootd under control, which decides there what machines become")]
     Controlled(PathBuf),
     /// The question makes no sense.
     #[error("{0}")]
@@ -59,6 +59,7 @@ pub fn run(args: &ExplainArgs) -> Result<String, ExplainError> {
         mac: args.mac,
         uuid: args.uuid,
         arch: parse::<Family>("--arch", args.arch.as_deref())?,
+        number: args.arch.as_deref().and_then(|arch| arch.parse().ok()),
         segment: args.segment.clone(),
         circuit: parse::<CircuitId>("--circuit-id", args.circuit_id.as_deref())?,
     };

@@ -18,6 +18,8 @@ pub(crate) struct Question {
     pub mac: MacAddr,
     pub uuid: Option<Uuid>,
     pub arch: Option<Family>,
+    /// The number of option 93, if it was one: numbers of a family are told different boot files.
+    pub number: Option<u16>,
     pub segment: Option<SegmentName>,
     pub circuit: Option<CircuitId>,
 }
@@ -81,7 +83,14 @@ fn write(text: &mut String, plan: &Plan, link: &Link, question: &Question) -> fm
     };
     let proxy = plan.segments.get(&link.segment).is_some_and(|segment| segment.leg.proxy);
     let fixed = machine.and_then(|m| m.address).filter(|address| link.subnet.contains(address));
+    let rule = plan.rules.find(&sender);
+    let stranger = machine.is_none() && rule.is_none() && !link.strangers;
     match (proxy, fixed) {
+        (false, _) if stranger => writeln!(
+            text,
+            "address  none: only machines that a rule or a [[node]] names get one here \
+             (strangers = false)"
+        )?,
         (true, _) => writeln!(text, "address  from the other DHCP server of the segment")?,
         (false, Some(address)) => writeln!(text, "address  {address}, always")?,
         (false, None) if link.pools.is_empty() => {
@@ -92,7 +101,7 @@ fn write(text: &mut String, plan: &Plan, link: &Link, question: &Question) -> fm
             writeln!(text, "address  of {}", pools.collect::<Vec<_>>().join(", "))?;
         }
     }
-    let Some(rule) = plan.rules.find(&sender) else {
+    let Some(rule) = rule else {
         let boots = if proxy { "gets no answer" } else { "boots nothing from here" };
         writeln!(text, "rule     none matches: it {boots}")?;
         if question.arch.is_none() {
@@ -128,7 +137,7 @@ fn write(text: &mut String, plan: &Plan, link: &Link, question: &Question) -> fm
     }
     writeln!(text)?;
     if let Some(arch) = question.arch {
-        let rom = architecture(arch).and_then(Rom::of);
+        let rom = architecture(arch, question.number).and_then(Rom::of);
         match rom {
             Some(rom) => writeln!(text, "firmware {} ({})", rom.file(link.server), rom.vendor)?,
             None => writeln!(text, "firmware no boot program for {arch}: it gets no answer")?,
@@ -137,32 +146,69 @@ fn write(text: &mut String, plan: &Plan, link: &Link, question: &Question) -> fm
     Ok(())
 }
 
-fn architecture(family: Family) -> Option<Architecture> {
-    let bios = Family::of(0);
-    let uefi = Family::of(7);
-    if family == bios {
-        Some(Architecture::Bios)
-    } else if family == uefi {
-        Some(Architecture::Uefi)
-    } else {
-        None
+fn architecture(family: Family, number: Option<u16>) -> Option<Architecture> {
+    match number {
+        Some(0) => Some(Architecture::Bios),
+        Some(7 | 9) => Some(Architecture::Uefi),
+        Some(16) => Some(Architecture::UefiHttp),
+        Some(_) => None,
+        None if family == Family::of(0) => Some(Architecture::Bios),
+        None if family == Family::of(7) => Some(Architecture::Uefi),
+        None => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::alone::plan::tests::plan;
+    use crate::alone::plan::tests::{FILE, plan};
 
     fn ask(mac: &str, segment: Option<&str>, arch: Option<&str>) -> Result<String, NoSuchSegment> {
         let question = Question {
             mac: mac.parse().expect("MAC"),
             uuid: None,
             arch: arch.map(|arch| arch.parse().expect("arch")),
+            number: arch.and_then(|arch| arch.parse().ok()),
             segment: segment.map(|name| name.parse().expect("name")),
             circuit: None,
         };
         explain(&plan(), &question)
+    }
+
+    #[test]
+    fn a_number_of_option_93_is_told_what_that_number_boots() {
+        let firmware = |arch| {
+            let text = ask("52:54:00:00:02:00", Some("lan"), Some(arch)).expect("an answer");
+            let line = text.lines().find(|line| line.starts_with("firmware")).map(str::to_owned);
+            line.expect("a line about its firmware")
+        };
+        assert_eq!(firmware("uefi"), "firmware snponly.efi (PXEClient)");
+        assert_eq!(firmware("9"), firmware("uefi"));
+        assert_eq!(firmware("16"), "firmware http://192.168.1.2/ipxe/snponly.efi (HTTPClient)");
+        assert!(firmware("17").contains("no boot program"), "{}", firmware("17"));
+    }
+
+    #[test]
+    fn strangers_are_told_that_they_get_no_address() {
+        let text = FILE.replace(
+            "role = \"skip\"\n\n[[rule]]",
+            "role = \"skip\"\nclass = \"small\"\nlabel = \"floor=1\"\n\n[[rule]]",
+        );
+        let text = text.replace("lease_s = 3600", "lease_s = 3600\nstrangers = false");
+        let crate::config::Source::Alone(plan) =
+            crate::config::Config::parse(&text).expect("a good file").source
+        else {
+            panic!("it has no [edge]")
+        };
+        let ask = |mac: &str| {
+            let mac = mac.parse().expect("MAC");
+            let segment = Some("lan".parse().expect("name"));
+            let question =
+                Question { mac, uuid: None, arch: None, number: None, segment, circuit: None };
+            explain(&plan, &question).expect("an answer")
+        };
+        assert!(ask("00:11:22:33:44:55").contains("address  none: only"));
+        assert!(ask("52:54:00:00:09:09").contains("address  of 192.168.1.100"), "a rule names it");
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub(crate) const PORT: u16 = 69;
 const MAX_TRANSFERS: usize = 256;
 
 /// Files that nodes may ask for.
-const PROGRAMS: [&str; 3] = ["undionly.kpxe", "snponly.efi", "ipxe.efi"];
+const PROGRAMS: [&str; 2] = ["undionly.kpxe", "snponly.efi"];
 
 /// A boot program is larger than this in no release of iPXE.
 const MAX_PROGRAM: u64 = 16 << 20;
