@@ -1,7 +1,7 @@
 //! Answers DHCP where a file says what machines become: who asks, which address it gets, what it is
 //! to boot, in this order.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,10 +11,11 @@ use croft_proto::{NodeName, RoleName, SegmentName};
 
 use super::identity::{Places, Who, recognise};
 use super::leases::{Lease, Leases, Taken};
-use super::plan::{CircuitId, Link, Machine, Plan};
+use super::plan::{CircuitId, Link, Machine, Plan, is_made_up};
 use super::rules::{Family, Sender};
 use super::state::Want;
-use super::{Ledger, Registrar, upkeep};
+use super::tables::Tables;
+use super::{Ledger, Registrar};
 use crate::boot::decide::{self, Answer, Standing, Terms};
 use crate::boot::{Desk, Records};
 use crate::desired::Assignment;
@@ -40,8 +41,7 @@ pub(crate) struct ClerkParts {
 #[derive(Debug)]
 pub(crate) struct Clerk {
     pub(super) parts: ClerkParts,
-    /// By the name of the subnet.
-    pub(super) tables: Mutex<HashMap<SegmentName, Leases>>,
+    pub(super) tables: Mutex<Tables>,
     places: Mutex<Places>,
     /// Addresses whose assignment is being written down.
     coming: Mutex<HashSet<(SegmentName, Ipv4Addr)>>,
@@ -55,6 +55,9 @@ struct Case<'a> {
     circuit: Option<&'a CircuitId>,
     node: &'a NodeName,
     machine: Option<&'a Machine>,
+    /// One of its NICs that do not boot: it gets an address of the pools, and nothing that is the
+    /// node's.
+    other_nic: bool,
     /// What it is to boot, if it asks for that and a rule says so.
     role: Option<&'a RoleName>,
 }
@@ -62,9 +65,12 @@ struct Case<'a> {
 impl Clerk {
     /// A clerk with the leases of an earlier run.
     pub(crate) fn new(parts: ClerkParts, leases: Vec<Lease>) -> Self {
-        let tables = upkeep::tables(&parts.plan.load(), leases, &[]);
+        let tables = Mutex::new(Tables::new(&parts.plan.load(), leases, &[]));
         let (places, coming) = (Mutex::default(), Mutex::default());
-        Self { parts, tables: Mutex::new(tables), places, coming }
+        let clerk = Self { parts, tables, places, coming };
+        // Before anybody asks: who serves already keeps its address.
+        clerk.reserve();
+        clerk
     }
 
     /// Answers a request that arrived on the leg `segment`; none: say nothing.
@@ -78,17 +84,23 @@ impl Clerk {
         let circuit = request.circuit().map(|id| CircuitId(id.to_vec()));
         let circuit = circuit.as_ref();
         let now = now_ms();
-        let (node, machine, boots) =
-            match recognise(&plan.machines, request.mac, request.uuid, circuit) {
-                Who::Machine(node, machine) => (node, machine, true),
-                Who::OtherNic(node) => (node, None, false),
-                Who::Refused(node, why) => {
-                    self.tell("refused", &link.segment, Some(&node), why.to_owned());
-                    return None;
-                }
-            };
+        let who = match recognise(&plan.machines, request.mac, request.uuid, circuit) {
+            who @ (Who::OtherNic(_) | Who::Machine(_, Some(_))) => who,
+            who => match self.serving(&plan, link, request) {
+                Some(machine) => Who::Machine(machine.name.clone(), Some(machine)),
+                None => who,
+            },
+        };
+        let (node, machine, other_nic) = match who {
+            Who::Machine(node, machine) => (node, machine, false),
+            Who::OtherNic(node) => (node, None, true),
+            Who::Refused(node, why) => {
+                self.tell("refused", &link.segment, Some(&node), why.to_owned());
+                return None;
+            }
+        };
         let doubled = lock(&self.places).is_elsewhere(request.mac, &link.name, circuit, now);
-        if doubled || self.runs_elsewhere(&node, link) {
+        if doubled || (!other_nic && self.runs_elsewhere(&node, link)) {
             let text =
                 format!("{} is in two places at once: it asked on {}, too", request.mac, link.name);
             self.tell("two-places", &link.segment, Some(&node), text);
@@ -102,10 +114,10 @@ impl Clerk {
             arch: request.architecture.map(Family::of),
             machine,
         };
-        let asks = boots && request.client != Client::Plain;
+        let asks = !other_nic && request.client != Client::Plain;
         let rule = if asks { plan.rules.find(&sender) } else { None };
         let role = rule.map(|rule| &rule.role);
-        let case = Case { link, request, circuit, node: &node, machine, role };
+        let case = Case { link, request, circuit, node: &node, machine, other_nic, role };
         let answer = if plan.segments.get(&link.segment).is_some_and(|s| s.leg.proxy) {
             self.beside(case).await
         } else {
@@ -132,14 +144,73 @@ impl Clerk {
         }
     }
 
+    /// The machine of the file whose operating system asks: that shows neither the UUID nor, when it
+    /// renews past the relay, the switch port by which its firmware was recognised. What it serves as,
+    /// under this MAC and on this leg, says who it is.
+    fn serving<'p>(&self, plan: &'p Plan, link: &Link, request: &Request) -> Option<&'p Machine> {
+        if request.client != Client::Plain {
+            return None;
+        }
+        let desired = self.parts.desk.desired();
+        let node = &desired.node_by_mac(request.mac)?.name;
+        let held = desired.assignments.get(node).filter(|held| held.segment == link.segment)?;
+        if is_made_up(node) {
+            return None;
+        }
+        let machine = plan.machines.list.iter().find(|machine| machine.name == *node)?;
+        let renews = request.kind == Kind::Request && request.ciaddr == held.address;
+        let may = match &machine.circuit {
+            Some(_) => request.circuit().is_none() && renews,
+            None => machine.macs.is_empty(),
+        };
+        (may && !machine.denies(request.uuid)).then_some(machine)
+    }
+
+    /// Whether another machine runs that would lose its place if this one got `address`. That is told
+    /// then, and this one gets nothing.
+    fn is_contested(&self, case: Case<'_>, address: Ipv4Addr) -> bool {
+        let desk = &self.parts.desk;
+        let desired = desk.desired();
+        // Under another name this very NIC may reboot as it may under its own.
+        let before = desired.node_by_mac(case.request.mac).map(|node| &node.name);
+        let holder = desired.assignment_at(&case.link.segment, address).map(|held| &held.node);
+        let has_session = |node: &NodeName| {
+            self.parts.sessions.open_sessions().iter().any(|session| session.node == *node)
+        };
+        let holds = |node: &&NodeName| !desk.is_over(node) || has_session(node);
+        let holder = holder.filter(|node| Some(*node) != before && *node != case.node);
+        let boots = case.request.client != Client::Plain;
+        let before = before.filter(|node| boots && *node != case.node && !desk.is_over(node));
+        let Some(other) = holder.filter(holds).or(before) else { return false };
+        let mac = case.request.mac;
+        let text = format!("{mac} asked for {address}, and {other} runs there: it gets nothing");
+        self.tell("address-in-use", &case.link.segment, Some(case.node), text);
+        true
+    }
+
     /// The address that is a client's own by the file or by what it serves as.
     fn own_address(&self, case: Case<'_>, held: Option<&Assignment>) -> Option<Ipv4Addr> {
+        if case.request.client == Client::Plain
+            && let Some(place) = self.place(case)
+        {
+            return Some(place);
+        }
         let fixed = case.machine.and_then(|machine| machine.address);
         if let Some(fixed) = fixed.filter(|address| case.link.subnet.contains(address)) {
             return Some(fixed);
         }
         // One that the file's pools have no more is given up at the next boot.
         held.map(|a| a.address).filter(|address| is_pooled(case.link, *address))
+    }
+
+    /// The address under which this NIC serves now, on this leg, whatever the file has made of its
+    /// node's name and address since: it stays until the next boot.
+    fn place(&self, case: Case<'_>) -> Option<Ipv4Addr> {
+        let desired = self.parts.desk.desired();
+        let node = desired.node_by_mac(case.request.mac)?;
+        let held = desired.assignments.get(&node.name)?;
+        let here = node.boot_nic() == case.request.mac && held.segment == case.link.segment;
+        here.then_some(held.address).filter(|address| case.link.subnet.contains(address))
     }
 
     /// Whether its agent is heard from another leg than the one it asks on.
@@ -150,6 +221,9 @@ impl Clerk {
     }
 
     fn held(&self, case: Case<'_>) -> Option<Assignment> {
+        if case.other_nic {
+            return None;
+        }
         let desired = self.parts.desk.desired();
         let held = desired.assignments.get(case.node)?;
         (held.segment == case.link.segment).then(|| held.clone())
@@ -159,12 +233,13 @@ impl Clerk {
         let (request, link) = (case.request, case.link);
         let mut held = self.held(case);
         if held.is_some() && request.client != Client::Plain {
-            held = self.judge_anew(case, held).await;
+            held = self.judge_anew(case, held, false).await;
         }
         let address = match self.own_address(case, held.as_ref()) {
+            Some(own) if self.is_contested(case, own) => return None,
             Some(own) => own,
             None => {
-                if case.role.is_none() && case.machine.is_none() && !link.strangers {
+                if case.is_stranger() && !link.strangers {
                     self.tell_stranger(case);
                     return None;
                 }
@@ -194,13 +269,22 @@ impl Clerk {
 
     /// A machine that serves already begins another boot: what the file says now counts, unless its
     /// last boot is not over.
-    async fn judge_anew(&self, case: Case<'_>, held: Option<Assignment>) -> Option<Assignment> {
+    async fn judge_anew(
+        &self,
+        case: Case<'_>,
+        held: Option<Assignment>,
+        proxy: bool,
+    ) -> Option<Assignment> {
         if !self.parts.desk.is_over(case.node) {
             return held;
         }
         match case.role {
             Some(role) => {
-                let address = self.own_address(case, held.as_ref())?;
+                let address = match &held {
+                    // It is the other server that gives it one, and that may be the same again.
+                    Some(held) if proxy => held.address,
+                    held => self.own_address(case, held.as_ref())?,
+                };
                 self.assign(case, role, address).await;
             }
             None => {
@@ -211,6 +295,9 @@ impl Clerk {
     }
 
     async fn assign(&self, case: Case<'_>, role: &RoleName, address: Ipv4Addr) -> bool {
+        if self.is_contested(case, address) {
+            return false;
+        }
         let known =
             case.machine.map(|machine| machine.macs.clone()).filter(|macs| !macs.is_empty());
         let want = Want {
@@ -246,26 +333,34 @@ impl Clerk {
         let nak = || Some(Answer::Reply(decide::nak(link.server)));
         let held = self.held(case);
         let fixed = case.machine.and_then(|machine| machine.address);
+        let lease_s = terms(link).lease_of(request.client);
+        let port = case.circuit.map(|circuit| circuit.0.as_slice());
+        let take = || {
+            self.with_table(link, |table| table.take(request.mac, wanted, lease_s, port, now_ms()))
+        };
         match self.own_address(case, held.as_ref()) {
+            // It runs there: whether the pools have the address or not.
+            _ if fixed != Some(wanted) && self.place(case) == Some(wanted) => {
+                if let Some(Taken::Lease(lease, ended)) = take()
+                    && !self.parts.ledger.keep_instead(lease, ended).await
+                {
+                    return None;
+                }
+            }
             Some(own) if own != wanted => return nak(),
+            Some(own) if self.is_contested(case, own) => return None,
             // A lease that the file gives needs no writing down.
             Some(own) if fixed == Some(own) => {}
             _ => {
                 if !link.subnet.contains(&wanted) {
                     return nak();
                 }
-                let stranger = case.role.is_none() && case.machine.is_none();
-                if stranger && held.is_none() && !link.strangers {
+                if case.is_stranger() && held.is_none() && !link.strangers {
                     return None;
                 }
-                let lease_s = terms(link).lease_of(request.client);
-                let port = case.circuit.map(|circuit| circuit.0.as_slice());
-                let taken = self.with_table(link, |table| {
-                    table.take(request.mac, wanted, lease_s, port, now_ms())
-                });
-                match taken {
-                    Some(Taken::Lease(lease)) => {
-                        if !self.parts.ledger.keep(lease).await {
+                match take() {
+                    Some(Taken::Lease(lease, ended)) => {
+                        if !self.parts.ledger.keep_instead(lease, ended).await {
                             return None;
                         }
                     }
@@ -326,7 +421,7 @@ impl Clerk {
         match request.kind {
             Kind::Discover => {
                 if held.is_some() {
-                    held = self.judge_anew(case, held).await;
+                    held = self.judge_anew(case, held, true).await;
                 }
                 if let Some(held) = &held {
                     self.parts.desk.standing(held, request).await?;
@@ -341,7 +436,8 @@ impl Clerk {
                     && case.link.subnet.contains(&address)
                     && address != case.link.subnet.network()
                     && address != case.link.subnet.broadcast();
-                if usable && other && self.parts.desk.is_over(case.node) {
+                let other = other && usable && self.parts.desk.is_over(case.node);
+                if other && (held.is_some() || self.may_begin(case)) {
                     self.assign(case, role, address).await;
                 }
                 // On port 67 this was for the other server; on 4011 it is for us.
@@ -349,6 +445,14 @@ impl Clerk {
             }
             Kind::Decline | Kind::Release => None,
         }
+    }
+
+    /// Whether a machine that serves nothing yet may begin to, beside another server whose leases limit
+    /// nobody.
+    fn may_begin(&self, case: Case<'_>) -> bool {
+        let port = case.circuit.map(|circuit| circuit.0.as_slice());
+        let may = || self.with_table(case.link, |table| table.may_begin(port, now_ms()));
+        case.machine.is_some() || may() == Some(true)
     }
 
     /// Waits until the node at `source` can be given its script: its assignment may be on its way to
@@ -431,6 +535,13 @@ impl Clerk {
     }
 }
 
+impl Case<'_> {
+    /// Whether neither a rule nor the file knows it.
+    fn is_stranger(&self) -> bool {
+        self.role.is_none() && self.machine.is_none() && !self.other_nic
+    }
+}
+
 pub(super) fn is_pooled(link: &Link, address: Ipv4Addr) -> bool {
     link.pools.iter().any(|pool| pool.contains(address))
 }
@@ -470,3 +581,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 #[path = "clerk_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "life_tests.rs"]
+mod life_tests;

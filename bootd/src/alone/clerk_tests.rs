@@ -16,36 +16,40 @@ use crate::keeper::{Keeper, OpenSession};
 use crate::volume::{ImageStore, VolumeStore};
 use crate::zone::ZoneTable;
 
-const BIOS: &[(u8, &[u8])] = &[(60, b"PXEClient:Arch:00000:UNDI:002001"), (93, &[0, 0])];
-const IPXE: &[(u8, &[u8])] = &[(60, b"PXEClient:Arch:00000"), (77, b"iPXE"), (93, &[0, 0])];
-const SERVER: (u8, &[u8]) = (54, &[192, 168, 1, 2]);
+pub(super) const BIOS: &[(u8, &[u8])] = &[(60, b"PXEClient:Arch:00000:UNDI:002001"), (93, &[0, 0])];
+pub(super) const IPXE: &[(u8, &[u8])] =
+    &[(60, b"PXEClient:Arch:00000"), (77, b"iPXE"), (93, &[0, 0])];
+pub(super) const SERVER: (u8, &[u8]) = (54, &[192, 168, 1, 2]);
 
 /// Rules of the test: what is not named boots from its own disk, by iPXE.
-fn file() -> String {
+pub(super) fn file() -> String {
     let (head, _) = FILE.split_once("[[rule]]").expect("rules");
     format!("{head}[[rule]]\nrole = \"skip\"\n")
 }
 
-fn parse(text: &str) -> Plan {
+pub(super) fn parse(text: &str) -> Plan {
     match Config::parse(text).expect("a good file").source {
         Source::Alone(plan) => *plan,
         Source::Control(_) => panic!("it has no [edge]"),
     }
 }
 
-#[derive(Debug)]
-struct NoSessions;
+/// Nodes with an open session.
+#[derive(Debug, Default)]
+pub(super) struct FakeSessions(pub(super) Mutex<Vec<NodeName>>);
 
-impl Sessions for NoSessions {
+impl Sessions for FakeSessions {
     fn open_sessions(&self) -> Vec<OpenSession> {
-        Vec::new()
+        let since = SystemTime::now();
+        lock(&self.0).iter().map(|node| OpenSession { node: node.clone(), since }).collect()
     }
 
     fn forget_reservations(&self, _: &croft_proto::VolumeId) {}
 }
 
-struct Bench {
-    clerk: Arc<Clerk>,
+pub(super) struct Bench {
+    pub(super) clerk: Arc<Clerk>,
+    pub(super) sessions: Arc<FakeSessions>,
     notices: tokio::sync::mpsc::Receiver<Notice>,
     cancel: CancellationToken,
     /// Is gone when all that used it has ended.
@@ -58,7 +62,7 @@ impl Drop for Bench {
     }
 }
 
-fn start(dir: &Path, text: &str) -> Bench {
+pub(super) fn start(dir: &Path, text: &str) -> Bench {
     let (events, notices) = Events::channel(64);
     let (holder, kept) = Holder::open_unserved(dir).expect("holder");
     let holder = Arc::new(holder);
@@ -78,7 +82,8 @@ fn start(dir: &Path, text: &str) -> Bench {
         alone: true,
         nudge: Arc::clone(&nudge),
     }));
-    let sessions: Arc<dyn Sessions> = Arc::new(NoSessions);
+    let fake = Arc::new(FakeSessions::default());
+    let sessions: Arc<dyn Sessions> = Arc::clone(&fake) as _;
     let keeper = Arc::new(Keeper::new(
         Arc::clone(&holder),
         Arc::clone(&records),
@@ -107,47 +112,58 @@ fn start(dir: &Path, text: &str) -> Bench {
     let parts = ClerkParts { plan, desk, records, ledger, registrar, sessions };
     let clerk = Arc::new(Clerk::new(parts, leases));
     tokio::spawn(Arc::clone(&clerk).run(cancel.clone()));
-    Bench { clerk, notices, cancel, volumes: held }
+    Bench { clerk, sessions: fake, notices, cancel, volumes: held }
+}
+
+/// Ends a run, and waits until another one can begin.
+pub(super) async fn end(bench: Bench) {
+    let volumes = bench.volumes.clone();
+    drop(bench);
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    while volumes.strong_count() > 0 {
+        assert!(std::time::Instant::now() < deadline, "the first run does not end");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 impl Bench {
-    async fn ask(&self, segment: &str, request: Request) -> Option<Reply> {
+    pub(super) async fn ask(&self, segment: &str, request: Request) -> Option<Reply> {
         self.clerk.dhcp(&segment.parse().expect("name"), &request).await
     }
 
-    async fn lan(&self, kind: u8, options: &[(u8, &[u8])]) -> Option<Reply> {
+    pub(super) async fn lan(&self, kind: u8, options: &[(u8, &[u8])]) -> Option<Reply> {
         self.ask("lan", request(kind, options)).await
     }
 
-    fn assigned(&self) -> Vec<(String, Ipv4Addr)> {
+    pub(super) fn assigned(&self) -> Vec<(String, Ipv4Addr)> {
         let desired = self.clerk.parts.desk.desired();
         desired.assignments.values().map(|a| (a.node.to_string(), a.address)).collect()
     }
 
-    async fn script(&self, segment: &str, address: Ipv4Addr) -> Result<String, Refusal> {
+    pub(super) async fn script(&self, segment: &str, address: Ipv4Addr) -> Result<String, Refusal> {
         let segment = segment.parse().expect("name");
         self.clerk.settled(&segment, address.into()).await;
         self.clerk.parts.desk.script(&segment, address.into())
     }
 
-    fn kinds(&mut self) -> Vec<&'static str> {
+    pub(super) fn kinds(&mut self) -> Vec<&'static str> {
         std::iter::from_fn(|| self.notices.try_recv().ok()).map(|notice| notice.kind).collect()
     }
 }
 
-fn request(kind: u8, options: &[(u8, &[u8])]) -> Request {
+pub(super) fn request(kind: u8, options: &[(u8, &[u8])]) -> Request {
     Request::parse(&message(kind, options)).expect("a request")
 }
 
-fn option(reply: &Reply, code: u8) -> Option<&[u8]> {
+pub(super) fn option(reply: &Reply, code: u8) -> Option<&[u8]> {
     reply.options.iter().find(|(c, _)| *c == code).map(|(_, data)| &data[..])
 }
 
-fn dir() -> tempfile::TempDir {
+pub(super) fn dir() -> tempfile::TempDir {
     tempfile::tempdir().expect("temporary directory")
 }
 
-fn with<'a>(base: &[(u8, &'a [u8])], more: &[(u8, &'a [u8])]) -> Vec<(u8, &'a [u8])> {
+pub(super) fn with<'a>(base: &[(u8, &'a [u8])], more: &[(u8, &'a [u8])]) -> Vec<(u8, &'a [u8])> {
     [base, more].concat()
 }
 
@@ -191,13 +207,7 @@ async fn every_state_of_a_client_is_answered() {
     other.mac = "52:54:00:00:99:99".parse().expect("MAC");
     assert_eq!(kind(bench.ask("lan", other.clone()).await), Some(ReplyKind::Nak));
     // After a restart neither.
-    let volumes = bench.volumes.clone();
-    drop(bench);
-    let deadline = std::time::Instant::now() + Duration::from_secs(30);
-    while volumes.strong_count() > 0 {
-        assert!(std::time::Instant::now() < deadline, "the first run does not end");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    end(bench).await;
     bench = start(dir.path(), &file());
     assert_eq!(kind(bench.ask("lan", other.clone()).await), Some(ReplyKind::Nak));
     assert_eq!(bench.lan(1, &[]).await.expect("an offer").yiaddr, address);

@@ -50,8 +50,9 @@ pub(crate) struct Lease {
 /// What a REQUEST leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Taken {
-    /// To be kept before it is acknowledged.
-    Lease(Lease),
+    /// To be kept before it is acknowledged, together with the end of the client's lease of another
+    /// address, if it had one.
+    Lease(Lease, Option<Lease>),
     /// The address is somebody else's, or none of ours.
     Refused,
     /// Too many new leases: say nothing, it will ask again.
@@ -91,6 +92,8 @@ pub(crate) struct Leases {
     reserved: HashMap<Ipv4Addr, Option<MacAddr>>,
     leases: HashMap<MacAddr, Lease>,
     owners: HashMap<Ipv4Addr, MacAddr>,
+    /// Leases of addresses that another client may have once they are over: neither kept for one nor
+    /// offered to one.
     by_expiry: BTreeSet<(u64, Ipv4Addr)>,
     offers: HashMap<MacAddr, Ipv4Addr>,
     offered: HashMap<Ipv4Addr, MacAddr>,
@@ -128,13 +131,25 @@ impl Leases {
         }
     }
 
-    /// Puts back what an earlier run kept. What is in no pool any more is forgotten.
-    pub(crate) fn restore(&mut self, lease: Lease) {
+    /// Puts back what an earlier run, or another file, left. False: it is not for this table: its
+    /// address is in no pool, or somebody else's.
+    pub(crate) fn restore(&mut self, lease: Lease) -> bool {
         let given = self.reserved.get(&lease.address);
         let mine = given.is_none_or(|owner| *owner == Some(lease.mac));
-        if lease.expires > 0 && self.in_pool(lease.address) && mine {
+        let fits = self.in_pool(lease.address) && mine;
+        if fits {
             self.insert(lease);
         }
+        fits
+    }
+
+    /// Takes over what a table of an older file knows beside leases: which addresses others use, and
+    /// how many leases were begun.
+    pub(crate) fn carry(&mut self, older: Self) {
+        let Self { busy, bucket, ports, .. } = older;
+        let mine = busy.into_iter().filter(|(address, _)| self.in_pool(*address));
+        self.busy = mine.collect();
+        (self.bucket, self.ports) = (bucket, ports);
     }
 
     /// All leases, those that have run out included.
@@ -150,12 +165,14 @@ impl Leases {
     /// Keeps an address of the pools for one client, lease or not.
     pub(crate) fn reserve(&mut self, address: Ipv4Addr, mac: MacAddr) {
         self.reserved.entry(address).or_insert(Some(mac));
+        self.sort_in(address);
     }
 
     /// Keeps it no longer for this client, which does not want it.
     pub(crate) fn give_up(&mut self, address: Ipv4Addr, mac: MacAddr) {
         if self.reserved.get(&address) == Some(&Some(mac)) {
             self.reserved.remove(&address);
+            self.sort_in(address);
         }
     }
 
@@ -168,6 +185,7 @@ impl Leases {
     pub(crate) fn unreserve(&mut self, address: Ipv4Addr) {
         if matches!(self.reserved.get(&address), Some(Some(_))) {
             self.reserved.remove(&address);
+            self.sort_in(address);
             if self.in_pool(address) && !self.owners.contains_key(&address) {
                 self.fresh.push_back(address);
             }
@@ -197,8 +215,11 @@ impl Leases {
         });
         let address = wanted.or_else(|| self.next(mac, now_ms))?;
         self.order.push_back((now_ms + OFFER_MS, mac, address));
+        // An older one that is not free any more.
+        self.end_offer(mac);
         self.offers.insert(mac, address);
         self.offered.insert(address, mac);
+        self.sort_in(address);
         Some(address)
     }
 
@@ -222,9 +243,31 @@ impl Leases {
         if let Some(other) = self.offered.get(&address).copied() {
             self.end_offer(other);
         }
+        let other = self.leases.get(&mac).filter(|lease| lease.address != address);
+        let ended = other.map(|lease| Lease { expires: 0, ..*lease });
         let lease = Lease { mac, address, expires: now_ms / 1000 + u64::from(lease_s) };
         self.insert(lease);
-        Taken::Lease(lease)
+        Taken::Lease(lease, ended)
+    }
+
+    /// Extends the lease of a client that is known to be there though it does not ask, once half of it
+    /// is over: the lease to be kept.
+    pub(crate) fn extend(
+        &mut self,
+        mac: MacAddr,
+        address: Ipv4Addr,
+        lease_s: u32,
+        now_ms: u64,
+    ) -> Option<Lease> {
+        let half = now_ms / 1000 + u64::from(lease_s) / 2;
+        let other = self.leases.get(&mac).is_some_and(|lease| lease.address != address);
+        let fresh = self.leases.get(&mac).is_some_and(|lease| lease.expires > half);
+        if other || fresh || !self.is_free(address, mac, now_ms) {
+            return None;
+        }
+        let lease = Lease { mac, address, expires: now_ms / 1000 + u64::from(lease_s) };
+        self.insert(lease);
+        Some(lease)
     }
 
     /// Whether this client may have this address, as far as the table knows.
@@ -267,7 +310,9 @@ impl Leases {
         self.busy.insert(address, now_ms + BUSY_MS);
         self.end_offer(mac);
         let over = Lease { mac, address, expires: 0 };
-        self.remove(mac);
+        if self.leases.get(&mac).is_some_and(|lease| lease.address == address) {
+            self.remove(mac);
+        }
         Some(over)
     }
 
@@ -335,18 +380,14 @@ impl Leases {
             }
         }
         let over = ..(now_ms / 1000 + 1, Ipv4Addr::UNSPECIFIED);
-        let expired = self.by_expiry.range(over).map(|(_, address)| *address);
-        let mut expired = expired.take(64);
-        let found = expired.find(|address| {
-            self.is_free(*address, mac, now_ms) && !self.offered.contains_key(address)
-        });
+        let mut expired = self.by_expiry.range(over).map(|(_, address)| *address);
+        let found = expired.find(|address| self.is_free(*address, mac, now_ms));
         if found.is_some() {
             return found;
         }
         while let Some((_, other, address)) = self.order.pop_front() {
             if self.offers.get(&other) == Some(&address) {
-                self.offers.remove(&other);
-                self.offered.remove(&address);
+                self.end_offer(other);
                 if self.is_free(address, mac, now_ms) {
                     return Some(address);
                 }
@@ -359,7 +400,8 @@ impl Leases {
         self.pools.iter().any(|pool| pool.contains(address))
     }
 
-    fn may_begin(&mut self, port: Option<&[u8]>, now_ms: u64) -> bool {
+    /// Whether one more may begin: counts it, for its subnet and its switch port.
+    pub(crate) fn may_begin(&mut self, port: Option<&[u8]>, now_ms: u64) -> bool {
         if let Some(port) = port {
             if self.ports.len() >= MAX_PORTS && !self.ports.contains_key(port) {
                 // A bucket that nobody took from for long is as good as a new one.
@@ -392,18 +434,26 @@ impl Leases {
     fn end_offer(&mut self, mac: MacAddr) {
         if let Some(address) = self.offers.remove(&mac) {
             self.offered.remove(&address);
+            self.sort_in(address);
         }
     }
 
     fn insert(&mut self, lease: Lease) {
-        self.remove(lease.mac);
+        match self.leases.get(&lease.mac) {
+            // It keeps its address, which is therefore nothing to be given to others.
+            Some(older) if older.address == lease.address => {
+                self.by_expiry.remove(&(older.expires, older.address));
+            }
+            _ => self.remove(lease.mac),
+        }
         if let Some(other) = self.owners.insert(lease.address, lease.mac)
+            && other != lease.mac
             && let Some(older) = self.leases.remove(&other)
         {
             self.by_expiry.remove(&(older.expires, older.address));
         }
-        self.by_expiry.insert((lease.expires, lease.address));
         self.leases.insert(lease.mac, lease);
+        self.sort_in(lease.address);
     }
 
     fn remove(&mut self, mac: MacAddr) {
@@ -413,6 +463,17 @@ impl Leases {
             if !self.reserved.contains_key(&older.address) {
                 self.fresh.push_back(older.address);
             }
+        }
+    }
+
+    /// Lists an address by the end of its lease, or not, after a change.
+    fn sort_in(&mut self, address: Ipv4Addr) {
+        let owner = self.owners.get(&address);
+        let Some(lease) = owner.and_then(|mac| self.leases.get(mac)).copied() else { return };
+        if self.reserved.contains_key(&address) || self.offered.contains_key(&address) {
+            self.by_expiry.remove(&(lease.expires, address));
+        } else {
+            self.by_expiry.insert((lease.expires, address));
         }
     }
 }

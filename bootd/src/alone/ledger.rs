@@ -7,7 +7,8 @@
 //! 0  mac       6 bytes
 //! 6  reserved  2 bytes, 0
 //! 8  address   4 bytes, network order
-//! 12 expires   8 bytes, little-endian seconds since the Unix epoch; 0: declined
+//! 12 expires   8 bytes, little-endian seconds since the Unix epoch; 0: declined, or its client has taken
+//!              another address since
 //! 20 crc32c    4 bytes, little-endian, of the 20 bytes before
 //! ```
 //!
@@ -53,7 +54,8 @@ pub(crate) enum LedgerError {
 }
 
 enum Order {
-    Keep(Lease, oneshot::Sender<()>),
+    /// The second is the end of what the first has replaced.
+    Keep(Lease, Option<Lease>, oneshot::Sender<()>),
     Stop,
 }
 
@@ -66,7 +68,7 @@ pub(crate) struct Ledger {
 impl std::fmt::Debug for Order {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Keep(lease, _) => f.debug_tuple("Keep").field(lease).finish(),
+            Self::Keep(lease, ended, _) => f.debug_tuple("Keep").field(lease).field(ended).finish(),
             Self::Stop => f.write_str("Stop"),
         }
     }
@@ -75,8 +77,13 @@ impl std::fmt::Debug for Order {
 impl Ledger {
     /// Keeps a lease; true once it is durable, false if it is not.
     pub(crate) async fn keep(&self, lease: Lease) -> bool {
+        self.keep_instead(lease, None).await
+    }
+
+    /// The same for one that has ended another of its client.
+    pub(crate) async fn keep_instead(&self, lease: Lease, ended: Option<Lease>) -> bool {
         let (done, kept) = oneshot::channel();
-        self.orders.send(Order::Keep(lease, done)).await.is_ok() && kept.await.is_ok()
+        self.orders.send(Order::Keep(lease, ended, done)).await.is_ok() && kept.await.is_ok()
     }
 
     /// Ends the writer after what was handed in so far.
@@ -106,7 +113,10 @@ impl Ledger {
         let path = state_dir.join("leases.log");
         let bytes = durable::read(&path)?.unwrap_or_default();
         let live = parse(&bytes).ok_or_else(|| LedgerError::Foreign { path: path.clone() })?;
-        let leases: Vec<Lease> = live.values().copied().collect();
+        // Where a crash came between a lease and the end of an older one of its client, the newer
+        // lease counts: it comes later.
+        let mut leases: Vec<Lease> = live.values().copied().collect();
+        leases.sort_by_key(|lease| (lease.expires, lease.address));
         let (sender, orders) = mpsc::channel(BATCH);
         let file = rewrite(&path, &live)?;
         let records = live.len();
@@ -129,10 +139,11 @@ impl Writer {
             let (mut bytes, mut waiting, mut stop) = (Vec::new(), Vec::new(), false);
             for order in orders.drain(..) {
                 match order {
-                    Order::Keep(lease, done) => {
-                        bytes.extend_from_slice(&encode(lease));
-                        self.live.insert(lease.address, lease);
-                        self.records += 1;
+                    Order::Keep(lease, ended, done) => {
+                        for lease in std::iter::once(lease).chain(ended) {
+                            bytes.extend_from_slice(&encode(lease));
+                            self.note(lease);
+                        }
                         waiting.push(done);
                     }
                     Order::Stop => stop = true,
@@ -155,6 +166,22 @@ impl Writer {
                 self.records = self.live.len();
             }
         }
+    }
+}
+
+impl Writer {
+    fn note(&mut self, lease: Lease) {
+        self.records += 1;
+        note(&mut self.live, lease);
+    }
+}
+
+/// What is over for good needs no record when the file is written anew.
+fn note(live: &mut HashMap<Ipv4Addr, Lease>, lease: Lease) {
+    if lease.expires == 0 {
+        live.remove(&lease.address);
+    } else {
+        live.insert(lease.address, lease);
     }
 }
 
@@ -187,7 +214,7 @@ fn parse(bytes: &[u8]) -> Option<HashMap<Ipv4Addr, Lease>> {
     }
     for record in bytes.strip_prefix(MAGIC)?.chunks(RECORD) {
         let Some(lease) = decode(record) else { break };
-        live.insert(lease.address, lease);
+        note(&mut live, lease);
     }
     Some(live)
 }
@@ -240,6 +267,23 @@ mod tests {
         assert_eq!(std::fs::read(&path).expect("read").len(), 8 + 100 * RECORD);
         std::fs::write(&path, b"something else").expect("written");
         assert!(matches!(Ledger::open(dir.path()), Err(LedgerError::Foreign { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_gave_way_to_another_does_not_come_back() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (ledger, writer, _) = Ledger::open(dir.path()).expect("new");
+        let thread = tokio::task::spawn_blocking(|| writer.run());
+        let older = lease(7, 100);
+        let newer = Lease { address: [10, 0, 0, 99].into(), expires: 50, ..older };
+        assert!(ledger.keep(older).await);
+        assert!(ledger.keep_instead(newer, Some(Lease { expires: 0, ..older })).await);
+        assert!(ledger.keep(lease(8, 200)).await);
+        assert!(ledger.keep(Lease { expires: 0, ..lease(8, 200) }).await, "declined");
+        ledger.stop().await;
+        thread.await.expect("no panic").expect("written");
+        let (_, _, kept) = Ledger::open(dir.path()).expect("there");
+        assert_eq!(kept, [newer]);
     }
 
     proptest! {

@@ -16,6 +16,7 @@ mod read;
 mod registrar;
 mod rules;
 mod state;
+mod tables;
 mod upkeep;
 
 pub(crate) use clerk::{Clerk, ClerkParts};
