@@ -1,8 +1,8 @@
 //! A machine without a machine: its DHCP, TFTP and HTTP.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV6, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -101,9 +101,33 @@ impl Client {
     }
 }
 
-/// Sends so many DISCOVERs a second, each from another MAC address, until told to stop; returns how
-/// many.
-pub fn flood(device: &'static str, per_second: u32, stop: &AtomicBool) -> u32 {
+/// Asks for routers: whether one is advertised within two seconds (RFC 4861).
+pub fn router(device: &str) -> Option<()> {
+    let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).expect("socket");
+    socket.bind_device(Some(device.as_bytes())).expect("device");
+    socket.set_multicast_hops_v6(255).expect("hop limit");
+    socket.set_read_timeout(Some(Duration::from_millis(100))).expect("timeout");
+    let socket: UdpSocket = socket.into();
+    let index = std::fs::read_to_string(format!("/sys/class/net/{device}/ifindex"));
+    let index = index.expect("a device").trim().parse().expect("a number");
+    let routers =
+        SocketAddrV6::new(std::net::Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2), 0, 0, index);
+    let deadline = Instant::now() + Duration::from_secs(2);
+    let mut message = [0; 256];
+    while Instant::now() < deadline {
+        // Just after a device came up its address is still being checked, and nothing can be sent.
+        let _ = socket.send_to(&[133, 0, 0, 0, 0, 0, 0, 0], routers);
+        while let Ok(length) = socket.recv(&mut message) {
+            if length >= 16 && message[0] == 134 {
+                return Some(());
+            }
+        }
+    }
+    None
+}
+
+/// Sends so many DISCOVERs a second, each from another MAC address, until told to stop; counts them.
+pub fn flood(device: &'static str, per_second: u32, stop: &AtomicBool, count: &AtomicU32) {
     let client = Client::new(device, [0x52, 0x54, 0, 0, 0, 0]);
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).expect("socket");
     socket.bind_device(Some(device.as_bytes())).expect("device");
@@ -118,9 +142,9 @@ pub fn flood(device: &'static str, per_second: u32, stop: &AtomicBool) -> u32 {
             socket.send_to(&message, (Ipv4Addr::BROADCAST, 67)).expect("sent");
             sent += 1;
         }
+        count.store(sent, Ordering::Relaxed);
         std::thread::sleep(Duration::from_millis(1));
     }
-    sent
 }
 
 /// Fetches a file of one block.

@@ -4,7 +4,7 @@ mod client;
 mod site;
 
 use std::net::Ipv4Addr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use client::{BIOS, Client, IPXE};
@@ -136,7 +136,15 @@ fn machines_boot_from_a_file_alone() {
     assert!(node.dhcp(1, IPXE).is_some());
     let (code, script) = client::get(server, "/boot/script");
     assert_eq!((code, String::from_utf8_lossy(&script).as_ref()), (200, "#!ipxe\nexit\n"));
+
+    // Volumes belong to the site: under another name nothing is served, and nothing deleted.
+    site.write(&format!("site = \"office\"\n{FILE}"));
+    site.signal(Signal::SIGHUP);
+    until("the other site is refused", || site.log().contains("site is another one").then_some(()));
     assert!(site.end(Signal::SIGTERM).success(), "bootd did not stop in order");
+    site.start();
+    assert!(!site.wait().success(), "it serves under another site's name");
+    assert!(site.log().contains("put its name back"), "{}", site.log());
 }
 
 #[test]
@@ -188,7 +196,14 @@ fn a_shared_device_is_left_as_it_is() {
     let node = Client::new("node0", [0x52, 0x54, 0, 0, 7, 1]);
     until("the segment is served", || node.dhcp(1, BIOS));
     sh("ip -n fabric addr show dev seg100 | grep -q 'inet 10.20.1.9/24'");
-    sh("! ip netns exec fabric nft list table inet croft_bootd | grep -q seg100");
+    // The filter is there, and knows the other device only.
+    sh(
+        "filter=$(ip netns exec fabric nft list table inet croft_bootd) && echo \"$filter\" | grep -q seg101 \
+        && ! echo \"$filter\" | grep -q seg100",
+    );
+    // Its host may be the network's IPv6 router: "there is no router here" is not bootd's to say.
+    until("the other segment is told that it has no router", || client::router("other0"));
+    assert_eq!(client::router("node0"), None, "a shared device advertised a router");
     assert!(site.end(Signal::SIGTERM).success());
     sh("ip -n fabric addr show dev seg100 | grep -q 'inet 10.20.1.1/24'");
 }
@@ -237,21 +252,32 @@ fn invented_clients_take_neither_addresses_nor_time_from_a_boot() {
         start.elapsed()
     };
     let mut calm: Vec<_> = (0..5).map(boot).collect();
-    let stop = AtomicBool::new(false);
+    let (stop, sent) = (AtomicBool::new(false), AtomicU32::new(0));
     let mut busy: Vec<_> = std::thread::scope(|scope| {
-        let flood = scope.spawn(|| client::flood("node0", 10_000, &stop));
-        let busy = (100..105).map(boot).collect();
+        let flood = scope.spawn(|| client::flood("node0", 10_000, &stop, &sent));
+        // More than bootd remembers of any kind, before a boot is timed.
+        until("the tables are full", || (sent.load(Ordering::Relaxed) > 80_000).then_some(()));
+        let (start, before) = (Instant::now(), sent.load(Ordering::Relaxed));
+        let mut busy: Vec<_> = (100..105).map(boot).collect();
+        while start.elapsed() < Duration::from_secs(2) {
+            busy.push(boot(105));
+        }
+        let during =
+            f64::from(sent.load(Ordering::Relaxed) - before) / start.elapsed().as_secs_f64();
         stop.store(true, Ordering::Relaxed);
-        let sent = flood.join().expect("no panic");
-        assert!(sent > 0, "there was no flood");
+        flood.join().expect("no panic");
+        println!("the flood: {during:.0} DISCOVERs a second");
+        // Half of what is meant, on a machine that does other things, too.
+        assert!(during > 5000.0, "there was no flood: {during:.0} a second");
         busy
     });
     calm.sort();
     busy.sort();
-    println!("boot conversation: {:?} alone, {:?} in the flood", calm[2], busy[2]);
+    let median = busy[busy.len() / 2];
+    println!("boot conversation: {:?} alone, {median:?} in the flood", calm[2]);
     // Twice its time, and what a client waits that lost an answer in the flood, twice.
-    assert!(busy[2] < 2 * calm[2] + Duration::from_secs(2), "{calm:?} {busy:?}");
-    // Ten of twenty addresses are leased, however many were offered.
+    assert!(median < 2 * calm[2] + Duration::from_secs(2), "{calm:?} {busy:?}");
+    // Eleven of twenty addresses are leased, however many were offered.
     let next = Client::new("node0", [0x52, 0x54, 0, 0, 8, 200]);
     until("an offer after the flood", || next.dhcp(1, BIOS));
     assert!(site.end(Signal::SIGTERM).success());

@@ -52,7 +52,7 @@ impl Site {
     /// A configuration with these segments and rules, iPXE's programs and one image.
     pub fn new(dir: &Path, rules: &str) -> Self {
         std::fs::create_dir(dir.join("ipxe")).expect("made");
-        for program in ["undionly.kpxe", "snponly.efi", "ipxe.efi"] {
+        for program in ["undionly.kpxe", "snponly.efi"] {
             std::fs::write(dir.join("ipxe").join(program), format!("this is {program}"))
                 .expect("written");
         }
@@ -105,6 +105,12 @@ impl Site {
         let id = self.bootd.as_ref().expect("bootd runs").id();
         let pid = nix::unistd::Pid::from_raw(i32::try_from(id).expect("a pid"));
         nix::sys::signal::kill(pid, signal).expect("signalled");
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> std::process::ExitStatus {
+        let mut bootd = self.bootd.take().expect("bootd runs");
+        until("bootd ends by itself", || bootd.try_wait().expect("waited for"))
     }
 
     /// Sends it a signal and waits for its end.
