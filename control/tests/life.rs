@@ -409,4 +409,8 @@ async fn a_store_older_than_what_was_sent_gets_a_new_epoch() {
     .await;
     control.all_idle().await;
     rack.assert_all_idle();
+    // Its boot windows count on from what the boot server has opened meanwhile.
+    control.apply_farm(BANK).await.expect("applied");
+    control.ready("bank", 1).await;
+    rack.assert_sound();
 }

@@ -118,8 +118,14 @@ const FAILURE_MEMORY_MS: u64 = 3_600_000;
 /// A change of a node's state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Transition {
-    /// Idle → Claimed, for this member; opens the next boot window.
-    Claim(MemberName),
+    /// Idle → Claimed; opens the next boot window.
+    Claim {
+        /// For whom.
+        member: MemberName,
+        /// The newest window that the boot server opened for the node: it may be newer than what
+        /// we know, if the store was restored or the node was away from the grid.
+        opened: u64,
+    },
     /// Claimed → Wiring.
     Wire,
     /// Wiring → PoweringOn.
@@ -161,7 +167,7 @@ impl Transition {
     /// The state that it leads to.
     pub fn target(&self) -> NodeState {
         match self {
-            Self::Claim(_) => NodeState::Claimed,
+            Self::Claim { .. } => NodeState::Claimed,
             Self::Wire => NodeState::Wiring,
             Self::PowerOn => NodeState::PoweringOn,
             Self::Boot => NodeState::Booting,
@@ -177,7 +183,7 @@ impl Transition {
     fn is_legal_from(&self, from: NodeState) -> bool {
         use NodeState as S;
         match self {
-            Self::Claim(_) => from == S::Idle,
+            Self::Claim { .. } => from == S::Idle,
             Self::Wire => from == S::Claimed,
             Self::PowerOn => from == S::Wiring,
             Self::Boot => from == S::PoweringOn,
@@ -221,9 +227,9 @@ impl Node {
         }
         let mut next = Self { state: to, since_ms: now_ms, ..self.clone() };
         match transition {
-            Transition::Claim(member) => {
+            Transition::Claim { member, opened } => {
                 next.member = Some(member.clone());
-                next.window += 1;
+                next.window = next.window.max(*opened) + 1;
             }
             Transition::Rest => {
                 next.member = None;
@@ -263,9 +269,13 @@ mod tests {
         node
     }
 
+    fn claim(opened: u64) -> Transition {
+        Transition::Claim { member: "shop/web/1".parse().expect("valid"), opened }
+    }
+
     fn every_transition() -> Vec<Transition> {
         vec![
-            Transition::Claim("shop/web/1".parse().expect("valid")),
+            claim(0),
             Transition::Wire,
             Transition::PowerOn,
             Transition::Boot,
@@ -309,10 +319,15 @@ mod tests {
 
     #[test]
     fn each_claim_opens_a_new_window() {
-        let claim = Transition::Claim("shop/web/1".parse().expect("valid"));
-        let claimed = node(NodeState::Idle).after(&claim, 5).expect("legal");
+        let claimed = node(NodeState::Idle).after(&claim(0), 5).expect("legal");
         assert_eq!((claimed.window, claimed.since_ms), (1, 5));
-        assert!(claimed.after(&claim, 6).is_err());
+        assert!(claimed.after(&claim(0), 6).is_err());
+        let mut known = node(NodeState::Idle);
+        known.window = 3;
+        // What the boot server has opened is never opened again, and neither is what we have.
+        for (opened, window) in [(2, 4), (3, 4), (7, 8)] {
+            assert_eq!(known.after(&claim(opened), 5).map(|n| n.window), Ok(window));
+        }
     }
 
     proptest! {

@@ -3,7 +3,7 @@
 //! Everything here only reads the model and writes the store. Each pass does one thing per farm at
 //! most, so that every decision is made on the newest facts.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
 use croft_proto::{FarmName, ImageRef, ImageVersion, MemberName, TierName, edge};
@@ -226,12 +226,23 @@ async fn claim(cx: &Context, world: &World, grid: &Grid) -> Result<bool, StepErr
         cx.settle("pool");
         return Ok(false);
     };
-    // A boot server that does not answer cannot boot anybody.
-    if arriving >= grid.power_on_limit as usize || cx.sight.boot().status.is_none() {
+    // A boot server that does not answer cannot boot anybody, nor a node that it was not told of
+    // yet: it must say first which windows it has opened for it.
+    let Some(status) = cx.sight.boot().status else { return Ok(false) };
+    if arriving >= grid.power_on_limit as usize {
         return Ok(false);
     }
-    let known = world.nodes.values().filter(|node| grid.nodes.contains_key(&node.name));
-    let Some(node) = placement::choose(known.map(|node| &**node), now_ms()) else {
+    let opened: HashMap<_, _> = status.nodes.iter().map(|n| (n.node.as_str(), n.window)).collect();
+    let (known, unknown): (Vec<&Node>, Vec<&Node>) = world
+        .nodes
+        .values()
+        .filter(|node| grid.nodes.contains_key(&node.name))
+        .map(|node| &**node)
+        .partition(|node| opened.contains_key(node.name.as_str()));
+    let Some(node) = placement::choose(known.into_iter(), now_ms()) else {
+        if placement::choose(unknown.into_iter(), now_ms()).is_some() {
+            return Ok(false);
+        }
         let text = format!("{} waits for a node: the idle pool is empty", member.name);
         cx.say_once("pool".to_owned(), NewEvent::new("pool-empty", text).member(&member.name))
             .await?;
@@ -239,7 +250,9 @@ async fn claim(cx: &Context, world: &World, grid: &Grid) -> Result<bool, StepErr
     };
     let mut batch = Batch::default();
     let Some(node) = world.nodes.get(node) else { return Ok(false) };
-    transition::add(&mut batch, world, node, &Transition::Claim(member.name.clone()))?;
+    let opened = opened.get(node.name.as_str()).copied().unwrap_or(0);
+    let claim = Transition::Claim { member: member.name.clone(), opened };
+    transition::add(&mut batch, world, node, &claim)?;
     Ok(matches!(cx.ledger.commit(batch).await?, Outcome::Committed(_)))
 }
 

@@ -30,7 +30,7 @@ pub fn add(
     }
     batch.event(event);
     match transition {
-        Transition::Claim(name) => {
+        Transition::Claim { member: name, .. } => {
             if let Some(member) = world.members.get(name) {
                 let served = Member { node: Some(node.name.clone()), ..(**member).clone() };
                 batch.put(keys::member(name), member.revision, &served)?;

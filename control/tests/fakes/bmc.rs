@@ -57,6 +57,9 @@ async fn read(
     Path(system): Path<String>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, StatusCode> {
+    if let Some(machine) = state.lock().machines.get_mut(&system) {
+        machine.looks += 1;
+    }
     admit(&state, &system, &headers)?;
     let is_on = state.lock().machines[&system].on_since.is_some();
     Ok(Json(json!({"Id": system, "PowerState": if is_on { "On" } else { "Off" }})))

@@ -15,7 +15,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 
-use super::{Shared, State};
+use super::{Boot, Shared, State};
 
 /// Uptime that it claims at its start, so that silence counts from the beginning.
 const EARLIER: Duration = Duration::from_secs(3600);
@@ -112,10 +112,27 @@ fn check(state: &mut State, next: &edge::DesiredState) {
     }
 }
 
+/// Opens, keeps and revokes boot windows as the real one does: what was revoked is not opened again,
+/// and neither is a lower number, nor the same one for another place.
+fn follow(state: &mut State, next: &edge::DesiredState) {
+    for (node, boot) in &mut state.boots {
+        boot.is_open &= next.assignments.iter().any(|a| a.node == *node);
+    }
+    for a in &next.assignments {
+        let place = format!("{}/{} {} {}", a.farm, a.host_name, a.segment, a.address);
+        let fresh = Boot { window: a.window, place, is_open: true };
+        match state.boots.get_mut(&a.node) {
+            Some(boot) if boot.window == fresh.window && boot.place == fresh.place => {}
+            Some(boot) if boot.window >= fresh.window => boot.is_open = false,
+            _ => drop(state.boots.insert(a.node.clone(), fresh)),
+        }
+    }
+}
+
 fn node_status(state: &State, node: &str) -> edge::NodeStatus {
     let attached = state.is_attached(node);
     let assignment = state.assignment(node);
-    let window = state.windows.get(node).copied().unwrap_or(0);
+    let window = state.boots.get(node).map_or(0, |boot| boot.window);
     let mut status = edge::NodeStatus {
         node: node.to_owned(),
         window,
@@ -198,11 +215,13 @@ impl Edge for Fake {
             state.violation(format!("generation {generation} stands for two desired states"));
         }
         check(&mut state, &next);
-        for assignment in &next.assignments {
-            let window = state.windows.entry(assignment.node.clone()).or_default();
-            *window = (*window).max(assignment.window);
+        if !state.cannot_follow {
+            follow(&mut state, &next);
         }
         state.desired = Some(next);
+        if state.cannot_follow {
+            return Err(Status::unavailable("the state is held, but no boot record is"));
+        }
         Ok(Response::new(edge::ApplyReply { generation: Some(generation.into()) }))
     }
 

@@ -55,6 +55,16 @@ pub struct Machine {
     /// Its operating system never comes up.
     pub never_boots: bool,
     pub overrides: u32,
+    /// Times that its BMC was asked for its power, answered or not.
+    pub looks: u32,
+}
+
+/// A boot record of the boot server.
+#[derive(Debug)]
+pub struct Boot {
+    pub window: u64,
+    pub place: String,
+    pub is_open: bool,
 }
 
 /// The boot server's part of a rack.
@@ -80,10 +90,14 @@ pub struct State {
     pub machines: BTreeMap<String, Machine>,
     pub ports: BTreeMap<String, Port>,
     pub switch_dead: bool,
+    /// The other address that leads to the same ports.
+    pub spare_dead: bool,
     pub next_cfg: i64,
     /// The boot server's durable state.
     pub desired: Option<proto::DesiredState>,
-    pub windows: BTreeMap<String, u64>,
+    pub boots: BTreeMap<String, Boot>,
+    /// It holds what it is told, but can keep no boot record.
+    pub cannot_follow: bool,
     pub started: Instant,
     /// Its connections are refused.
     pub edge_dead: bool,
@@ -135,7 +149,11 @@ impl State {
         let vlan = segments.iter().find(|s| s.name == assignment.segment).map(|s| s.vlan);
         let wired = self.tag(&format!("{node}p0")).map(u32::from) == vlan;
         let up = machine.on_since.is_some_and(|since| since.elapsed() >= BOOT_TIME);
-        up && wired && !machine.never_boots && machine.silent_since.is_none()
+        let opened = self
+            .boots
+            .get(node)
+            .is_some_and(|boot| boot.is_open && boot.window == assignment.window);
+        up && wired && opened && !machine.never_boots && machine.silent_since.is_none()
     }
 
     /// Lets time pass: machines that were told to power off do so.
@@ -193,6 +211,7 @@ pub struct Rack {
     pub state: Shared,
     pub dir: tempfile::TempDir,
     pub switch: SocketAddr,
+    pub spare: SocketAddr,
     pub bmcs: SocketAddr,
     pub edge: SocketAddr,
     tasks: tokio::task::JoinSet<()>,
@@ -231,9 +250,11 @@ impl Rack {
             machines: names.iter().map(|name| (name.clone(), Machine::default())).collect(),
             ports,
             switch_dead: false,
+            spare_dead: false,
             next_cfg: 0,
             desired: None,
-            windows: BTreeMap::new(),
+            boots: BTreeMap::new(),
+            cannot_follow: false,
             // As if it had run for long: silence counts.
             started: Instant::now(),
             edge_dead: false,
@@ -244,13 +265,14 @@ impl Rack {
             real_bootd: bootd != Bootd::Fake,
         })));
         let mut tasks = tokio::task::JoinSet::new();
-        let switch = switch::start(&mut tasks, state.clone()).await;
+        let switch = switch::start(&mut tasks, state.clone(), |state| state.switch_dead).await;
+        let spare = switch::start(&mut tasks, state.clone(), |state| state.spare_dead).await;
         let bmcs = bmc::start(&mut tasks, state.clone()).await;
         let edge = match bootd {
             Bootd::Fake => edge::start(&mut tasks, state.clone(), dir.path()).await,
             Bootd::Real(address) => address,
         };
-        Self { state, dir, switch, bmcs, edge, tasks }
+        Self { state, dir, switch, spare, bmcs, edge, tasks }
     }
 
     pub fn path(&self) -> &Path {
@@ -321,6 +343,22 @@ password_file = "{}"
                 self.bmcs,
                 self.path().join("bmc.password").display()
             ));
+        }
+        text
+    }
+
+    /// The same with these ports on a second switch, `sw1`.
+    pub fn grid_of_two(&self, extra: &str, moved: &[&str]) -> String {
+        let second = format!(
+            "[[switch]]\nname = \"sw1\"\ndriver = \"ovsdb\"\naddress = \"{}\"\n\
+             bridge = \"br0\"\n[[bootd]]",
+            self.spare
+        );
+        let mut text = self.grid(extra).replace("[[bootd]]", &second);
+        for port in moved {
+            let nic = |switch: &str| format!("switch = \"{switch}\"\nport = \"{port}\"");
+            assert!(text.contains(&nic("sw0")), "there is no port {port}");
+            text = text.replace(&nic("sw0"), &nic("sw1"));
         }
         text
     }

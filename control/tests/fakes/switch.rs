@@ -9,20 +9,25 @@ use tokio::task::JoinSet;
 
 use super::{Port, Shared, State};
 
-pub async fn start(tasks: &mut JoinSet<()>, state: Shared) -> SocketAddr {
+/// Serves until `is_dead`; then connections are taken and closed.
+pub async fn start(
+    tasks: &mut JoinSet<()>,
+    state: Shared,
+    is_dead: fn(&State) -> bool,
+) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let address = listener.local_addr().expect("bound");
     tasks.spawn(async move {
         let mut sessions = JoinSet::new();
         while let Ok((stream, _)) = listener.accept().await {
             let state = state.clone();
-            sessions.spawn(session(stream, state));
+            sessions.spawn(session(stream, state, is_dead));
         }
     });
     address
 }
 
-async fn session(mut stream: TcpStream, state: Shared) {
+async fn session(mut stream: TcpStream, state: Shared, is_dead: fn(&State) -> bool) {
     let mut bytes = Vec::new();
     let mut buffer = [0; 4096];
     // Real servers send these at any time.
@@ -40,7 +45,7 @@ async fn session(mut stream: TcpStream, state: Shared) {
         let mut used = 0;
         while let Some(Ok(message)) = values.next() {
             used = values.byte_offset();
-            if state.lock().switch_dead {
+            if is_dead(&state.lock()) {
                 return;
             }
             if message["method"] == "transact" {

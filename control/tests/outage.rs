@@ -1,0 +1,59 @@
+//! Switches, BMCs and a boot server that fail, and come back, around the real program.
+
+mod fakes;
+
+
+use croft_proto::api;
+use fakes::control::Control;
+use fakes::shop::BLUEPRINTS;
+use fakes::Rack;
+
+const BANK: &str = include_str!("../../images/examples/bank.toml");
+
+const POLICY: &str = "[policy]\nquarantine_s = 1\nagent_silence_s = 3\nbootd_settle_s = 0\n\
+                      [deadlines]\nsoft_power_off = 5\nfencing = 2\n";
+
+async fn start(nodes: usize) -> (Rack, Control) {
+    start_with(nodes, &[]).await
+}
+
+/// With these ports on a second switch.
+async fn start_with(nodes: usize, moved: &[&str]) -> (Rack, Control) {
+    let rack = Rack::start(nodes).await;
+    let control = Control::start(rack.path()).await;
+    control.apply_grid(&rack.grid_of_two(POLICY, moved)).await.expect("applied");
+    control.apply_blueprints(BLUEPRINTS).await.expect("applied");
+    (rack, control)
+}
+
+async fn node_of(control: &Control, member: &str) -> api::Node {
+    let nodes = control.nodes().await;
+    nodes.into_iter().find(|node| node.member == member).expect("served")
+}
+
+/// A grid file without one of its nodes.
+fn without(grid: &str, node: &str) -> String {
+    let name = format!("name = \"{node}\"");
+    let parts: Vec<_> = grid.split("[[node]]").filter(|part| !part.contains(&name)).collect();
+    assert!(parts.len() < grid.split("[[node]]").count(), "there is no {node}");
+    parts.join("[[node]]")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_away_from_the_grid_boots_again() {
+    let (rack, control) = start(2).await;
+    let grid = rack.grid_of_two(POLICY, &[]);
+    control.apply_farm(BANK).await.expect("applied");
+    control.ready("bank", 1).await;
+    assert_eq!(node_of(&control, "bank/web/1").await.name, "n1");
+    control.delete_farm("bank").await.expect("marked");
+    control.gone("bank").await;
+
+    // Only one of the two is there at a time, so that the same one is chosen again.
+    control.apply_grid(&without(&grid, "n1")).await.expect("applied");
+    control.apply_grid(&without(&grid, "n2")).await.expect("applied");
+    control.apply_farm(BANK).await.expect("applied");
+    control.ready("bank", 1).await;
+    assert_eq!(node_of(&control, "bank/web/1").await.name, "n1");
+    rack.assert_sound();
+}
