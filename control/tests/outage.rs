@@ -5,8 +5,8 @@ mod fakes;
 
 use croft_proto::api;
 use fakes::control::Control;
-use fakes::shop::BLUEPRINTS;
-use fakes::Rack;
+use fakes::shop::{BLUEPRINTS, FARM, MEMBERS};
+use fakes::{DEAD_VLAN, EXTERNAL_VLAN, PATIENCE, Rack, eventually};
 
 const BANK: &str = include_str!("../../images/examples/bank.toml");
 
@@ -56,4 +56,50 @@ async fn a_node_that_was_away_from_the_grid_boots_again() {
     control.ready("bank", 1).await;
     assert_eq!(node_of(&control, "bank/web/1").await.name, "n1");
     rack.assert_sound();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_switch_keeps_no_port_of_another_where_it_is() {
+    let (rack, control) = start_with(2, &["n1p1", "n2p1"]).await;
+    control.apply_farm(FARM).await.expect("applied");
+    control.ready("shop", MEMBERS).await;
+    let balancer = node_of(&control, "shop/lb/1").await.name;
+    let outside = format!("{balancer}p1");
+    {
+        let mut state = rack.state.lock();
+        assert_eq!(state.tag(&outside), Some(EXTERNAL_VLAN));
+        state.switch_dead = true;
+        state.power_off(&balancer);
+    }
+    eventually("NIC 1 is nowhere", PATIENCE, || async {
+        let tag = rack.state.lock().tag(&outside);
+        if tag == Some(DEAD_VLAN) { Ok(()) } else { Err(format!("{tag:?}")) }
+    })
+    .await;
+    assert_eq!(rack.state.lock().tag(&format!("{balancer}p0")), Some(100));
+    rack.state.lock().switch_dead = false;
+    control.ready("shop", MEMBERS).await;
+    rack.assert_sound();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_port_keeps_no_other_where_it_is() {
+    let (rack, control) = start(2).await;
+    control.all_idle().await;
+    {
+        let mut state = rack.state.lock();
+        state.ports.remove("n2p0");
+        state.ports.get_mut("n2p1").expect("there").tag = Some(EXTERNAL_VLAN);
+    }
+    eventually("NIC 1 is nowhere", PATIENCE, || async {
+        let tag = rack.state.lock().tag("n2p1");
+        if tag == Some(DEAD_VLAN) { Ok(()) } else { Err(format!("{tag:?}")) }
+    })
+    .await;
+    eventually("the missing port is named", PATIENCE, || async {
+        let events = control.events(0).await;
+        let named = |e: &api::Event| e.kind == "device-trouble" && e.text.contains("no port n2p0");
+        if events.iter().any(named) { Ok(()) } else { Err(format!("{events:?}")) }
+    })
+    .await;
 }

@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use croft_proto::NodeName;
+use croft_proto::{NodeName, SwitchName};
+use futures::future::join_all;
 use tracing::warn;
 
 use crate::drivers::bootserver::Credentials;
 use crate::drivers::power::{PowerError, PowerState, Redfish, WantedPower};
 use crate::drivers::switch::{Ovsdb, SwitchError, WantedPort};
-use crate::model::{Farm, Grid, Member, NewEvent, NodeSpec};
+use crate::model::{Farm, Grid, Member, NewEvent, NodeSpec, Switch};
 use crate::sight::Sight;
 use crate::world::{Ledger, LedgerError};
 
@@ -189,10 +190,11 @@ impl Context {
         };
     }
 
-    /// Wires a node's ports and reads them back; true if something had to be changed.
+    /// Wires a node's ports and reads them back; true if something had to be changed. Its switches
+    /// are told at the same time, so that one that fails keeps no port of another where it is.
     ///
     /// # Errors
-    /// The switch fails; what the ports are is unknown then.
+    /// A switch fails; what its ports are is unknown then. The others were seen to.
     pub async fn wire(
         &self,
         grid: &Grid,
@@ -208,36 +210,42 @@ impl Context {
             (Place::Farm(_, member), Some(external)) if member.external.is_some() => external.vlan,
             _ => grid.dead,
         };
-        let mut changed = false;
-        for (name, switch) in &grid.switches {
+        let farm_vlan = match place {
+            Place::Farm(farm, _) => Some(farm.vlan),
+            Place::Idle | Place::Nowhere => None,
+        };
+        let tries = grid.switches.iter().map(|(name, switch)| {
             let of_switch =
                 spec.nics.iter().zip([first, second]).filter(|(n, _)| n.switch == *name);
-            let farm_vlan = match place {
-                Place::Farm(farm, _) => Some(farm.vlan),
-                Place::Idle | Place::Nowhere => None,
-            };
-            let wanted: Vec<_> = of_switch
-                .map(|(nic, vlan)| WantedPort {
-                    port: nic.port.clone(),
-                    vlan,
-                    isolated: Some(vlan) != farm_vlan,
-                })
-                .collect();
-            if wanted.is_empty() {
-                continue;
-            }
-            let result = self.ovsdb.ensure(switch, &wanted).await;
-            let mut seen = self.sight.seen();
-            for want in &wanted {
-                let key = (name.clone(), want.port.clone());
-                match &result {
-                    Ok(_) => seen.ports.insert(key, want.vlan.get()),
-                    Err(_) => seen.ports.remove(&key),
-                };
-            }
-            drop(seen);
-            changed |= result?;
+            let wanted = of_switch.map(|(nic, vlan)| WantedPort {
+                port: nic.port.clone(),
+                vlan,
+                isolated: Some(vlan) != farm_vlan,
+            });
+            self.wire_on(name, switch, wanted.collect())
+        });
+        let results = join_all(tries).await;
+        results.into_iter().try_fold(false, |changed, result| Ok(changed | result?))
+    }
+
+    async fn wire_on(
+        &self,
+        name: &SwitchName,
+        switch: &Switch,
+        wanted: Vec<WantedPort>,
+    ) -> Result<bool, SwitchError> {
+        if wanted.is_empty() {
+            return Ok(false);
         }
-        Ok(changed)
+        let result = self.ovsdb.ensure(switch, &wanted).await;
+        let mut seen = self.sight.seen();
+        for want in wanted {
+            let key = (name.clone(), want.port);
+            match &result {
+                Ok(_) => seen.ports.insert(key, want.vlan.get()),
+                Err(_) => seen.ports.remove(&key),
+            };
+        }
+        result
     }
 }

@@ -1,8 +1,10 @@
 //! Open vSwitch through its database (RFC 7047): read the ports, change those that are wrong in
 //! one guarded transaction, wait until vswitchd has taken it over, read back.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -14,8 +16,11 @@ use super::frame::{FrameError, Framer};
 use super::plan::{PortRow, WantedPort, plan};
 use crate::model::Switch;
 
-/// Longest time for one whole read-plan-apply-verify.
+/// Longest time for one whole read-plan-apply-verify, once it is its turn.
 const TIMEOUT: Duration = Duration::from_secs(8);
+
+/// Longest wait for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Between two looks at whether vswitchd has taken over a change.
 const POLL: Duration = Duration::from_millis(20);
@@ -30,7 +35,7 @@ pub enum SwitchError {
         address: SocketAddr,
         /// Why.
         #[source]
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// The connection broke.
     #[error("switch {address}: the connection broke; it is tried again")]
@@ -88,15 +93,44 @@ pub enum SwitchError {
     },
 }
 
+impl SwitchError {
+    /// The same again, if it says that the switch gave no answer.
+    fn no_answer(&self) -> Option<Self> {
+        match self {
+            Self::Connect { address, source } => {
+                Some(Self::Connect { address: *address, source: Arc::clone(source) })
+            }
+            Self::Timeout { address } => Some(Self::Timeout { address: *address }),
+            _ => None,
+        }
+    }
+}
+
+/// The right to change a switch, with when and why the last try got no answer from it.
+type Turn = tokio::sync::Mutex<Option<(Instant, SwitchError)>>;
+
 /// The driver. It holds no connection: a change is rare, and a fresh one is always sound.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Ovsdb {
-    /// One change at a time: vswitchd's counter then says whose change it has taken over.
-    turn: tokio::sync::Mutex<()>,
+    /// Longest time for one change, once it is its turn.
+    limit: Duration,
+    /// One change at a time per switch: vswitchd's counter then says whose change it has taken
+    /// over. Only those are here that somebody has or waits for.
+    turns: Mutex<HashMap<SocketAddr, Arc<Turn>>>,
+}
+
+impl Default for Ovsdb {
+    fn default() -> Self {
+        Self { limit: TIMEOUT, turns: Mutex::default() }
+    }
 }
 
 impl Ovsdb {
     /// Makes the ports access ports of their VLANs and returns whether anything had to be changed.
+    /// A port that is missing is an error, but keeps no other from being made right.
+    ///
+    /// Whoever waits for the turn while another gets no answer from the switch is told the same: a
+    /// dead switch holds all nodes up for as long as one of them.
     ///
     /// # Errors
     /// See [`SwitchError`]; the ports may then be in either state.
@@ -106,30 +140,51 @@ impl Ovsdb {
         wanted: &[WantedPort],
     ) -> Result<bool, SwitchError> {
         let address = switch.address;
-        let work = async {
-            let _turn = self.turn.lock().await;
-            let mut session = Session::open(address).await?;
-            let rows = session.read(&switch.bridge, wanted).await?;
-            let todo = plan(wanted, &rows);
-            if !todo.missing.is_empty() {
-                let (bridge, ports) = (switch.bridge.clone(), todo.missing.join(", "));
-                return Err(SwitchError::Missing { address, bridge, ports });
-            }
-            if todo.to_apply.is_empty() {
-                return Ok(false);
-            }
-            session.apply(todo.to_apply).await?;
-            let rows = session.read(&switch.bridge, wanted).await?;
-            for (want, row) in wanted.iter().zip(rows) {
-                if !row.is_some_and(|row| row.is_as(want)) {
-                    let (port, vlan) = (want.port.clone(), want.vlan.get());
-                    return Err(SwitchError::Verify { address, port, vlan });
-                }
-            }
-            Ok(true)
-        };
-        timeout(TIMEOUT, work).await.map_err(|_| SwitchError::Timeout { address })?
+        let asked = Instant::now();
+        let turn = self.turn(address);
+        let mut last = turn.lock().await;
+        if let Some((at, fault)) = &*last
+            && *at > asked
+            && let Some(same) = fault.no_answer()
+        {
+            return Err(same);
+        }
+        let late = |_| Err(SwitchError::Timeout { address });
+        let result = timeout(self.limit, ensure(switch, wanted)).await.unwrap_or_else(late);
+        let fault = result.as_ref().err().and_then(SwitchError::no_answer);
+        *last = fault.map(|fault| (Instant::now(), fault));
+        result
     }
+
+    fn turn(&self, address: SocketAddr) -> Arc<Turn> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        Arc::clone(turns.entry(address).or_default())
+    }
+}
+
+async fn ensure(switch: &Switch, wanted: &[WantedPort]) -> Result<bool, SwitchError> {
+    let address = switch.address;
+    let mut session = Session::open(address).await?;
+    let rows = session.read(&switch.bridge, wanted).await?;
+    let todo = plan(wanted, &rows);
+    let changes = !todo.to_apply.is_empty();
+    if changes {
+        session.apply(todo.to_apply).await?;
+        let rows = session.read(&switch.bridge, wanted).await?;
+        for (want, row) in wanted.iter().zip(rows) {
+            let is_right = row.is_some_and(|row| row.is_as(want));
+            if !is_right && !todo.missing.contains(&want.port) {
+                let (port, vlan) = (want.port.clone(), want.vlan.get());
+                return Err(SwitchError::Verify { address, port, vlan });
+            }
+        }
+    }
+    if !todo.missing.is_empty() {
+        let (bridge, ports) = (switch.bridge.clone(), todo.missing.join(", "));
+        return Err(SwitchError::Missing { address, bridge, ports });
+    }
+    Ok(changes)
 }
 
 struct Session {
@@ -141,8 +196,10 @@ struct Session {
 
 impl Session {
     async fn open(address: SocketAddr) -> Result<Self, SwitchError> {
-        let connect = |source| SwitchError::Connect { address, source };
-        let stream = TcpStream::connect(address).await.map_err(connect)?;
+        let connect = |source| SwitchError::Connect { address, source: Arc::new(source) };
+        let late = |_| Err(io::ErrorKind::TimedOut.into());
+        let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+        let stream = stream.unwrap_or_else(late).map_err(connect)?;
         stream.set_nodelay(true).map_err(connect)?;
         Ok(Self { address, stream, framer: Framer::default(), next_id: 1 })
     }
@@ -287,5 +344,86 @@ fn uuids(column: Option<&Value>) -> Vec<String> {
             members.iter().filter_map(one).collect()
         }
         _ => one(column).into_iter().collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::future::join_all;
+    use tokio::net::TcpListener;
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    fn port() -> WantedPort {
+        let vlan = 100u32.try_into().expect("valid");
+        WantedPort { port: "n1p0".to_owned(), vlan, isolated: false }
+    }
+
+    fn switch(address: SocketAddr) -> Switch {
+        Switch { address, bridge: "br0".to_owned() }
+    }
+
+    /// Takes connections and says nothing.
+    async fn hung(tasks: &mut JoinSet<()>) -> Switch {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let switch = switch(listener.local_addr().expect("bound"));
+        tasks.spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                held.push(stream);
+            }
+        });
+        switch
+    }
+
+    /// Refuses each transaction at once.
+    async fn quick(tasks: &mut JoinSet<()>) -> Switch {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+        let switch = switch(listener.local_addr().expect("bound"));
+        tasks.spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let refusal = json!({"id": 1, "result": null, "error": "busy"}).to_string();
+                stream.write_all(refusal.as_bytes()).await.expect("sent");
+                let mut rest = Vec::new();
+                stream.read_to_end(&mut rest).await.expect("the other side closes");
+            }
+        });
+        switch
+    }
+
+    #[tokio::test]
+    async fn a_switch_that_hangs_holds_up_no_other() {
+        let mut tasks = JoinSet::new();
+        let (hung, quick) = (hung(&mut tasks).await, quick(&mut tasks).await);
+        let (driver, wanted) = (Ovsdb::default(), [port()]);
+        let both = async {
+            tokio::select! {
+                biased;
+                _ = driver.ensure(&hung, &wanted) => panic!("it does not hang"),
+                quick = driver.ensure(&quick, &wanted) => quick,
+            }
+        };
+        let outcome = timeout(Duration::from_secs(6), both).await.expect("waits for the other");
+        assert!(matches!(outcome, Err(SwitchError::Answer { .. })), "{outcome:?}");
+    }
+
+    #[tokio::test]
+    async fn a_switch_that_hangs_holds_up_many_for_as_long_as_one() {
+        let mut tasks = JoinSet::new();
+        let hung = hung(&mut tasks).await;
+        let limit = Duration::from_secs(1);
+        let (driver, wanted) = (Ovsdb { limit, ..Ovsdb::default() }, [port()]);
+        let start = Instant::now();
+        let many = join_all((0..20).map(|_| driver.ensure(&hung, &wanted))).await;
+        for outcome in many {
+            assert!(matches!(outcome, Err(SwitchError::Timeout { .. })), "{outcome:?}");
+        }
+        assert!(start.elapsed() < limit * 10, "{:?}", start.elapsed());
+        // Whoever comes later tries again.
+        let again = Instant::now();
+        let outcome = driver.ensure(&hung, &wanted).await;
+        assert!(matches!(outcome, Err(SwitchError::Timeout { .. })), "{outcome:?}");
+        assert!(again.elapsed() >= limit, "{:?}", again.elapsed());
     }
 }
