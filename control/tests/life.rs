@@ -341,6 +341,40 @@ async fn nothing_is_fenced_because_the_boot_server_is_away() {
         if stopped { Ok(()) } else { Err("no event".to_owned()) }
     })
     .await;
+    let told = control.events(0).await.iter().filter(|e| e.kind == "healing-stopped").count();
+    assert!(control.nodes().await.iter().all(|n| n.state != "Quarantined"));
+    for machine in rack.state.lock().machines.values_mut() {
+        machine.silent_since = None;
+    }
+    control.ready("shop", 3).await;
+    eventually("everybody is heard again", PATIENCE, || async {
+        let nodes = control.nodes().await;
+        let heard = nodes.iter().filter(|n| n.health == "healthy").count();
+        if heard == 3 { Ok(()) } else { Err(format!("{nodes:?}")) }
+    })
+    .await;
+
+    // Its trunk dies while it answers control. Each agent was last heard at another moment, so that
+    // control sees one after the other cross the limit.
+    for (i, machine) in (1..).zip(rack.state.lock().machines.values_mut()) {
+        machine.silent_since = Some(Instant::now() - i * Duration::from_millis(600));
+    }
+    eventually("healing stops once more", PATIENCE, || async {
+        let events = control.events(0).await;
+        let stopped = events.iter().filter(|e| e.kind == "healing-stopped").count();
+        let fenced = events.iter().find(|e| e.text.contains("→ Quarantined"));
+        assert_eq!(fenced, None);
+        if stopped > told { Ok(()) } else { Err(format!("{stopped} events")) }
+    })
+    .await;
+    // The last one is over every limit, too.
+    eventually("all are silent for long", PATIENCE, || async {
+        let state = rack.state.lock();
+        let newest = state.machines.values().filter_map(|m| m.silent_since).max();
+        let long = newest.is_some_and(|since| since.elapsed() > Duration::from_secs(7));
+        if long { Ok(()) } else { Err(format!("{newest:?}")) }
+    })
+    .await;
     assert!(control.nodes().await.iter().all(|n| n.state != "Quarantined"));
     for machine in rack.state.lock().machines.values_mut() {
         machine.silent_since = None;

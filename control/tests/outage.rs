@@ -103,3 +103,43 @@ async fn a_missing_port_keeps_no_other_where_it_is() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_outage_of_a_bmc_is_told_of_once() {
+    let (rack, control) = start(3).await;
+    control.apply_farm(BANK).await.expect("applied");
+    control.ready("bank", 1).await;
+    let serving = node_of(&control, "bank/web/1").await.name;
+    let nodes = control.nodes().await;
+    let idle = nodes.iter().find(|node| node.state == "Idle").expect("there").name.clone();
+    let pair = [(idle.as_str(), "device-trouble"), (serving.as_str(), "bmc-trouble")];
+
+    let looks = |name: &str| rack.state.lock().machines[name].looks;
+    let looked_at = async |times: u32| {
+        for (name, _) in pair {
+            let before = looks(name);
+            eventually("its BMC is asked again and again", PATIENCE, || async {
+                let more = looks(name) - before;
+                if more >= times { Ok(()) } else { Err(format!("{name}: {more} times")) }
+            })
+            .await;
+        }
+    };
+    let dead = |is_dead: bool| {
+        for (name, _) in pair {
+            rack.state.lock().machines.get_mut(name).expect("there").bmc_dead = is_dead;
+        }
+    };
+    for outages in 1..=2 {
+        dead(true);
+        looked_at(5).await;
+        let events = control.events(0).await;
+        for (name, kind) in pair {
+            let told: Vec<_> = events.iter().filter(|e| e.node == name && e.kind == kind).collect();
+            assert_eq!(told.len(), outages, "{told:?}");
+        }
+        dead(false);
+        looked_at(3).await;
+    }
+    assert_eq!(node_of(&control, "bank/web/1").await.name, serving);
+}

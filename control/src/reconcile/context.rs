@@ -142,14 +142,18 @@ impl Context {
     /// # Errors
     /// The store fails.
     pub async fn say_once(&self, topic: String, event: NewEvent) -> Result<(), LedgerError> {
-        if self.memory().said.get(&topic) == Some(&event.text) {
+        let text = event.text.clone();
+        // Remembered before it is stored: of many who say the same at once, one does.
+        let before = self.memory().said.insert(topic.clone(), text.clone());
+        if before.as_ref() == Some(&text) {
             return Ok(());
         }
-        warn!(topic, "{}", event.text);
-        let text = event.text.clone();
-        self.ledger.event(event).await?;
-        self.memory().said.insert(topic, text);
-        Ok(())
+        warn!(topic, "{text}");
+        let stored = self.ledger.event(event).await;
+        if stored.is_err() {
+            self.settle(&topic);
+        }
+        stored
     }
 
     /// The topic's trouble is over.

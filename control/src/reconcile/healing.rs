@@ -10,6 +10,7 @@ use super::step::Subject;
 use crate::drivers::power::PowerState;
 use crate::model::{Node, NodeState};
 use crate::sight::BootView;
+use crate::world::now_ms;
 
 /// What is known of a node in service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,9 +23,9 @@ pub struct Evidence {
     pub rebooting: Option<Duration>,
     /// The boot server's uptime; `None` if it does not answer.
     pub bootd_uptime: Option<Duration>,
-    /// Nodes in service.
+    /// Nodes in service, and those that were until they failed for silence a moment ago.
     pub in_service: usize,
-    /// Those of them whose agents are silent for too long.
+    /// Those of them whose agents are silent for longer than the limit, or were when they failed.
     pub silent: usize,
     /// Silence that is too long.
     pub silence_limit: Duration,
@@ -48,6 +49,26 @@ pub enum Verdict {
 /// Fewest nodes that count as many.
 const MANY: usize = 3;
 
+/// How much longer than the limit a node must be silent before it is judged. Agents are polled each
+/// second, every one at its own moment: when all fall silent together, the first one counts as
+/// silent well before the last. Nobody is judged until all of them count.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// How long a node that failed for silence counts among the silent, so that an outage which spreads
+/// slowly is not taken for many small ones.
+const RECENT: Duration = Duration::from_secs(60);
+
+/// How the reason of a quarantine for silence begins. The stored reason is what tells, also after a
+/// restart of control, why a node was quarantined.
+const SILENT: &str = "its agent has been silent";
+
+impl Evidence {
+    /// Whether so many are silent that the network is to blame.
+    pub fn is_common(&self) -> bool {
+        self.silent >= MANY && self.silent * 2 > self.in_service
+    }
+}
+
 /// Judges the evidence.
 pub fn judge(evidence: &Evidence) -> Verdict {
     if evidence.is_off {
@@ -64,17 +85,18 @@ pub fn judge(evidence: &Evidence) -> Verdict {
         let limit = evidence.boot_limit.as_secs();
         return Verdict::Failed(format!("it rebooted and did not come back within {limit} s"));
     }
-    let Some(silence) = evidence.silence.filter(|s| *s > evidence.silence_limit) else {
+    let too_long = evidence.silence_limit + GRACE;
+    let Some(silence) = evidence.silence.filter(|s| *s > too_long) else {
         return Verdict::Sound;
     };
-    if evidence.silent >= MANY && evidence.silent * 2 > evidence.in_service {
+    if evidence.is_common() {
         return Verdict::Withheld(format!(
             "{} of {} nodes in service are silent at once: the network is suspected and no node is \
              replaced for silence; check the boot server's segments",
             evidence.silent, evidence.in_service
         ));
     }
-    Verdict::Failed(format!("its agent has been silent for {} s", silence.as_secs()))
+    Verdict::Failed(format!("{SILENT} for {} s", silence.as_secs()))
 }
 
 /// How long a node's agent has been silent.
@@ -87,6 +109,13 @@ fn silence(view: &BootView, node: &Node) -> Option<Duration> {
         _ => status.uptime_ms,
     };
     Some(Duration::from_millis(millis))
+}
+
+/// Whether a node failed for silence a moment ago.
+fn fell_silent(node: &Node, now_ms: u64) -> bool {
+    node.state == NodeState::Quarantined
+        && node.reason.starts_with(SILENT)
+        && Duration::from_millis(now_ms.saturating_sub(node.since_ms)) < RECENT
 }
 
 fn is_rebooting(seen: &edge::NodeStatus) -> bool {
@@ -105,6 +134,9 @@ pub fn evidence(cx: &Context, subject: Subject<'_>) -> Evidence {
     let policy = &subject.grid.policy;
     let silence_limit = Duration::from_secs(policy.agent_silence_s);
     let serving = || subject.world.nodes.values().filter(|n| n.state == NodeState::InService);
+    let is_silent = |n: &Node| silence(&view, n).is_some_and(|s| s > silence_limit);
+    let now = now_ms();
+    let fallen = subject.world.nodes.values().filter(|node| fell_silent(node, now)).count();
     let rebooting = view.node(&node.name).is_some_and(is_rebooting);
     if !rebooting {
         cx.forget(&node.name, "rebooting");
@@ -115,8 +147,8 @@ pub fn evidence(cx: &Context, subject: Subject<'_>) -> Evidence {
         silence: silence(&view, node),
         rebooting: rebooting.then(|| cx.lasting(&node.name, "rebooting")),
         bootd_uptime: view.status.as_deref().map(|s| Duration::from_millis(s.uptime_ms)),
-        in_service: serving().count(),
-        silent: serving().filter(|n| silence(&view, n).is_some_and(|s| s > silence_limit)).count(),
+        in_service: serving().count() + fallen,
+        silent: serving().filter(|node| is_silent(node)).count() + fallen,
         silence_limit,
         settle: Duration::from_secs(policy.bootd_settle_s),
         boot_limit: Duration::from_secs(subject.grid.deadlines.booting),
@@ -125,6 +157,8 @@ pub fn evidence(cx: &Context, subject: Subject<'_>) -> Evidence {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn quiet() -> Evidence {
@@ -165,6 +199,61 @@ mod tests {
         assert!(matches!(judge(&half), Verdict::Failed(_)));
         let pair = Evidence { silent: 2, in_service: 2, ..quiet() };
         assert!(matches!(judge(&pair), Verdict::Failed(_)));
+    }
+
+    #[test]
+    fn silence_is_judged_when_all_who_fell_silent_together_count() {
+        let just = Evidence { silence: Some(Duration::from_secs(17)), ..quiet() };
+        assert_eq!(judge(&just), Verdict::Sound);
+        let long = Evidence { silence: Some(Duration::from_millis(18_001)), ..quiet() };
+        assert!(matches!(judge(&long), Verdict::Failed(_)));
+    }
+
+    #[test]
+    fn a_node_counts_as_silent_for_a_while_after_it_failed_for_that() {
+        let mut node = Node::new("n1".parse().expect("valid"), 1_000);
+        assert!(!fell_silent(&node, 2_000));
+        let Verdict::Failed(reason) = judge(&quiet()) else { panic!("it has not failed") };
+        (node.state, node.reason) = (NodeState::Quarantined, reason);
+        assert!(fell_silent(&node, 2_000) && fell_silent(&node, 60_999));
+        assert!(!fell_silent(&node, 61_000), "it counts for ever");
+        node.reason = "its power is off".to_owned();
+        assert!(!fell_silent(&node, 2_000));
+    }
+
+    proptest! {
+        /// The boot server's trunk dies: every node was last heard at its own moment of the second
+        /// before. Control looks every half second, and who fails is not in service any more.
+        #[test]
+        fn nobody_fails_when_all_fall_silent_together(
+            heard in prop::collection::vec(0u64..1100, 3..20),
+            first_look in 0u64..500,
+            forget: bool,
+        ) {
+            let mut failed = vec![false; heard.len()];
+            for now in (1100 + first_look..40_000).step_by(500) {
+                let silence: Vec<_> =
+                    heard.iter().map(|at| Duration::from_millis(now - at)).collect();
+                let before = failed.clone();
+                // Whether or not those who failed still count.
+                let gone = before.iter().filter(|gone| **gone).count();
+                let fallen = if forget { 0 } else { gone };
+                let limit = quiet().silence_limit;
+                let serving = || silence.iter().zip(&before).filter(|(_, gone)| !**gone);
+                let silent = serving().filter(|(silence, _)| **silence > limit).count() + fallen;
+                for (i, silence) in silence.iter().enumerate() {
+                    let evidence = Evidence {
+                        silence: Some(*silence),
+                        in_service: serving().count() + fallen,
+                        silent,
+                        bootd_uptime: Some(Duration::from_secs(3600)),
+                        ..quiet()
+                    };
+                    failed[i] |= matches!(judge(&evidence), Verdict::Failed(_));
+                }
+            }
+            prop_assert!(!failed.contains(&true), "{failed:?}");
+        }
     }
 
     #[test]

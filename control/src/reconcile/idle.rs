@@ -20,5 +20,6 @@ pub async fn step(cx: &Context, subject: Subject<'_>) -> Result<Step, StepError>
         let text = format!("{name}: it was on while idle and was powered off");
         cx.ledger.event(NewEvent::new("power-corrected", text).node(name)).await?;
     }
+    cx.settle(&subject.topic());
     Step::wait("a claim")
 }

@@ -36,6 +36,9 @@ pub async fn step(cx: &Context, subject: Subject<'_>) -> Result<Step, StepError>
     let fence = fence(cx, subject).await;
     let is_whole = fence.off && fence.isolated && fence.revoked;
     let may_part = fence.off || (fence.isolated && fence.revoked);
+    if is_whole {
+        cx.settle(&subject.topic());
+    }
     if is_whole && node.fenced_ms.is_none() {
         return parted(subject, true);
     }

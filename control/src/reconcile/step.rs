@@ -33,6 +33,11 @@ impl<'a> Subject<'a> {
         Some((member, farm))
     }
 
+    /// What the trouble with its devices is said under.
+    pub fn topic(&self) -> String {
+        format!("step/{}", self.node.name)
+    }
+
     /// How long the node has been in its state.
     pub fn age(&self) -> Duration {
         Duration::from_millis(now_ms().saturating_sub(self.node.since_ms))
@@ -76,6 +81,11 @@ pub fn deadline(state: NodeState, deadlines: &Deadlines) -> Option<u64> {
     }
 }
 
+/// Whether most steps of a state touch no device: its audits say when a trouble is over.
+fn is_audited(state: NodeState) -> bool {
+    matches!(state, NodeState::Idle | NodeState::InService | NodeState::Quarantined)
+}
+
 async fn act(cx: &Context, subject: Subject<'_>) -> Result<Step, StepError> {
     match subject.node.state {
         NodeState::Discovered => Step::wait("an operator's approval"),
@@ -101,10 +111,12 @@ pub async fn run(cx: &Context, world: &World, node: &Kept<Node>) -> Result<(), S
     let Some(grid) = world.grid.as_deref() else { return Ok(()) };
     let Some(spec) = grid.nodes.get(&node.name) else { return Ok(()) };
     let subject = Subject { world, grid, node, spec };
-    let topic = format!("step/{}", node.name);
+    let topic = subject.topic();
     let (outcome, trouble) = match act(cx, subject).await {
         Ok(outcome) => {
-            cx.settle(&topic);
+            if matches!(outcome, Step::Go(_)) || !is_audited(node.state) {
+                cx.settle(&topic);
+            }
             (outcome, false)
         }
         Err(StepError::Ledger(error)) => return Err(error.into()),
