@@ -2,11 +2,13 @@
 
 mod fakes;
 
+use std::time::Instant;
 
 use croft_proto::api;
 use fakes::control::Control;
 use fakes::shop::{BLUEPRINTS, FARM, MEMBERS};
 use fakes::{DEAD_VLAN, EXTERNAL_VLAN, PATIENCE, Rack, eventually};
+use tonic::Code;
 
 const BANK: &str = include_str!("../../images/examples/bank.toml");
 
@@ -102,6 +104,73 @@ async fn a_missing_port_keeps_no_other_where_it_is() {
         if events.iter().any(named) { Ok(()) } else { Err(format!("{events:?}")) }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_lost_node_may_still_use_is_given_to_nobody() {
+    let (rack, control) = start_with(5, &["n1p0", "n1p1"]).await;
+    control.apply_farm(FARM).await.expect("applied");
+    control.ready("shop", MEMBERS).await;
+    assert_eq!(node_of(&control, "shop/lb/1").await.name, "n1", "n1 was to be the balancer");
+    assert_eq!(control.farm("shop").await.expect("there").exposed, ["203.0.113.10:80"]);
+    {
+        let mut state = rack.state.lock();
+        let machine = state.machines.get_mut("n1").expect("there");
+        machine.silent_since = Some(Instant::now());
+        machine.bmc_dead = true;
+        state.spare_dead = true;
+    }
+    eventually("the balancer moves", PATIENCE, || async {
+        let moved = control.events(0).await.into_iter().any(|e| e.kind == "member-moved");
+        if moved { Ok(()) } else { Err("no event".to_owned()) }
+    })
+    .await;
+    control.ready("shop", MEMBERS).await;
+    let farm = control.farm("shop").await.expect("there");
+    assert_eq!(farm.exposed, ["203.0.113.11:80"], "the lost node may still have the other");
+    {
+        let state = rack.state.lock();
+        let outside: Vec<_> = ["n1p0", "n1p1"].iter().map(|port| state.tag(port)).collect();
+        assert_eq!(outside, [Some(100), Some(EXTERNAL_VLAN)], "it is not lost");
+        let assignments = &state.desired.as_ref().expect("told").assignments;
+        let balancer = assignments.iter().find(|a| a.tier == "lb").expect("assigned");
+        assert_eq!(balancer.nic1_address, "203.0.113.11/24");
+    }
+
+    control.delete_farm("shop").await.expect("marked");
+    eventually("the other nodes are idle", PATIENCE, || async {
+        let nodes = control.nodes().await;
+        let idle = nodes.iter().filter(|node| node.state == "Idle").count();
+        if idle == 4 { Ok(()) } else { Err(format!("{nodes:?}")) }
+    })
+    .await;
+    // Another organization must not get the segment that the lost node is still in.
+    control.apply_farm(BANK).await.expect("applied");
+    control.ready("bank", 1).await;
+    assert_eq!(control.farm("bank").await.expect("there").vlan, 101);
+    assert_eq!(control.farm("shop").await.expect("it is not free").vlan, 100);
+    let grid = without(&rack.grid_of_two(POLICY, &["n1p0", "n1p1"]), "n1");
+    let refused = control.apply_grid(&grid).await.expect_err("its ports were forgotten");
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+
+    // The switch is back: its ports are moved, and only then is the farm gone.
+    rack.state.lock().spare_dead = false;
+    eventually("the farm is gone", PATIENCE, || async {
+        match control.farm("shop").await {
+            Err(status) if status.code() == Code::NotFound => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    {
+        let state = rack.state.lock();
+        assert_eq!(state.tag("n1p0"), Some(DEAD_VLAN));
+        assert_eq!(state.tag("n1p1"), Some(DEAD_VLAN));
+    }
+    rack.state.lock().machines.get_mut("n1").expect("there").bmc_dead = false;
+    control.delete_farm("bank").await.expect("marked");
+    control.gone("bank").await;
+    rack.assert_all_idle();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -143,7 +143,9 @@ fn grid_conflicts(world: &World, new: &Grid) -> Vec<String> {
     }
     for (name, node) in &world.nodes {
         let is_free = matches!(node.state, NodeState::Idle | NodeState::Discovered)
-            || (node.state == NodeState::Quarantined && node.member.is_none());
+            || (node.state == NodeState::Quarantined
+                && node.member.is_none()
+                && node.lingers_in.is_none());
         let (old, new) = (old.nodes.get(name), new.nodes.get(name));
         let state = node.state;
         match (old, new) {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 
-use croft_proto::{MemberName, NodeName};
+use croft_proto::{FarmName, MemberName, NodeName};
 use serde::{Deserialize, Serialize};
 
 /// Where a node is in its life.
@@ -110,6 +110,13 @@ pub struct Node {
     pub release_requested: bool,
     /// Quarantined only: an address that it may still use, and nobody else may be given.
     pub withheld: Option<Ipv4Addr>,
+    /// Quarantined only: the same for NIC 1 in the external network.
+    #[serde(default)]
+    pub withheld_external: Option<Ipv4Addr>,
+    /// Quarantined only: it serves nobody any more, but its ports may still be in the segment of
+    /// this farm.
+    #[serde(default)]
+    pub lingers_in: Option<FarmName>,
 }
 
 /// How long a failure counts against a node.
@@ -211,6 +218,8 @@ impl Node {
             fenced_ms: None,
             release_requested: false,
             withheld: None,
+            withheld_external: None,
+            lingers_in: None,
         }
     }
 
@@ -237,6 +246,8 @@ impl Node {
                 next.fenced_ms = None;
                 next.release_requested = false;
                 next.withheld = None;
+                next.withheld_external = None;
+                next.lingers_in = None;
             }
             Transition::Quarantine { reason, blame } => {
                 next.reason.clone_from(reason);

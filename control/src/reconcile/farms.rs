@@ -76,9 +76,13 @@ async fn settle_members(
     Ok(matches!(cx.ledger.commit(batch).await?, Outcome::Committed(_)))
 }
 
-/// Whether a node still has something of a farm.
+/// Whether a node still has something of a farm: serves a member of it, or may still be in its
+/// segment, which nobody else may be given then.
 fn is_held(world: &World, farm: &FarmName) -> bool {
-    world.nodes.values().any(|node| node.member.as_ref().is_some_and(|m| m.farm == *farm))
+    world.nodes.values().any(|node| {
+        let served = node.member.as_ref().map(|member| &member.farm);
+        served == Some(farm) || node.lingers_in.as_ref() == Some(farm)
+    })
 }
 
 async fn remove_farm(cx: &Context, farm: &Kept<Farm>) -> Result<bool, StepError> {
@@ -202,13 +206,20 @@ fn taken_addresses(world: &World) -> BTreeSet<Ipv4Addr> {
     let members = world.members.values();
     let mut taken: BTreeSet<_> =
         members.flat_map(|member| [Some(member.address), member.external]).flatten().collect();
-    taken.extend(world.nodes.values().filter_map(|node| node.withheld));
+    let withheld = |node: &Kept<Node>| [node.withheld, node.withheld_external];
+    taken.extend(world.nodes.values().flat_map(withheld).flatten());
     taken
 }
 
 /// An address of the farm that nobody has.
 pub fn free_member_address(world: &World, farm: &Farm) -> Option<Ipv4Addr> {
     farm_diff::free_address(farm.subnet, &taken_addresses(world))
+}
+
+/// An address of the external network that nobody has.
+pub fn free_external_address(world: &World, grid: &Grid) -> Option<Ipv4Addr> {
+    let net = grid.external.as_ref()?;
+    farm_diff::free_in(net.first, net.last, &taken_addresses(world))
 }
 
 /// Members without a node, which placement has to serve.
