@@ -4,7 +4,7 @@ mod fakes;
 
 use std::time::Instant;
 
-use croft_proto::api;
+use croft_proto::{api, edge};
 use fakes::control::Control;
 use fakes::shop::{BLUEPRINTS, FARM, MEMBERS};
 use fakes::{DEAD_VLAN, EXTERNAL_VLAN, PATIENCE, Rack, eventually};
@@ -174,6 +174,30 @@ async fn what_a_lost_node_may_still_use_is_given_to_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_the_boot_server_could_not_finish_is_sent_again() {
+    let (rack, control) = start(2).await;
+    control.all_idle().await;
+    eventually("the boot server has the grid", PATIENCE, || async {
+        let nodes = rack.state.lock().desired.as_ref().map_or(0, |desired| desired.nodes.len());
+        if nodes == 2 { Ok(()) } else { Err(format!("{nodes} nodes")) }
+    })
+    .await;
+    rack.state.lock().cannot_follow = true;
+    control.apply_farm(BANK).await.expect("applied");
+    eventually("the trouble is told", PATIENCE, || async {
+        let kinds: Vec<_> = control.events(0).await.into_iter().map(|e| e.kind).collect();
+        let told = kinds.iter().any(|kind| kind == "desired-state-unfinished");
+        if told { Ok(()) } else { Err(format!("{kinds:?}")) }
+    })
+    .await;
+    rack.state.lock().cannot_follow = false;
+    control.ready("bank", 1).await;
+    let log = std::fs::read_to_string(rack.path().join("control.log")).expect("a log");
+    assert!(!log.contains("does not answer"), "it answered all the time: {log}");
+    rack.assert_sound();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn each_outage_of_a_bmc_is_told_of_once() {
     let (rack, control) = start(3).await;
     control.apply_farm(BANK).await.expect("applied");
@@ -211,4 +235,42 @@ async fn each_outage_of_a_bmc_is_told_of_once() {
         looked_at(3).await;
     }
     assert_eq!(node_of(&control, "bank/web/1").await.name, serving);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_boot_server_that_lost_its_events_is_heard_again() {
+    let (rack, control) = start(1).await;
+    let event = |sequence, text: &str| edge::Event {
+        sequence,
+        kind: "boot-again".to_owned(),
+        node: "n1".to_owned(),
+        text: text.to_owned(),
+        ..edge::Event::default()
+    };
+    let heard = async |control: &Control, text: &str| {
+        eventually(text, PATIENCE, || async {
+            let events = control.events(0).await;
+            let count = events.iter().filter(|e| e.text == text).count();
+            if count == 1 { Ok(()) } else { Err(format!("{count} times: {events:?}")) }
+        })
+        .await;
+    };
+    rack.state.lock().events = (1..=3).map(|i| event(i, &format!("the old {i}"))).collect();
+    heard(&control, "the old 3").await;
+
+    // Its streams end with it; here it is control that dials again.
+    control.kill().await;
+    rack.state.lock().events = vec![event(1, "the new 1")];
+    let control = Control::start(rack.path()).await;
+    heard(&control, "the new 1").await;
+    let lost = |e: &api::Event| e.kind == "boot-server-events-lost";
+    assert_eq!(control.events(0).await.iter().filter(|e| lost(e)).count(), 1);
+
+    // From then on it is as before: nothing twice.
+    control.kill().await;
+    rack.state.lock().events.push(event(2, "the new 2"));
+    let control = Control::start(rack.path()).await;
+    heard(&control, "the new 2").await;
+    heard(&control, "the new 1").await;
+    assert_eq!(control.events(0).await.iter().filter(|e| lost(e)).count(), 1);
 }

@@ -21,6 +21,7 @@ pub(super) fn collect(parts: &EdgeParts) -> edge::StatusReply {
         volumes: volumes(parts, &desired),
         images: images(parts),
         segments_ready: parts.ready.names().into_iter().map(String::from).collect(),
+        newest_event: Some(*parts.journal.watch().borrow()),
     }
 }
 

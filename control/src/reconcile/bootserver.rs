@@ -25,6 +25,9 @@ const RETRY: Duration = Duration::from_secs(1);
 enum TellError {
     #[error(transparent)]
     Bootd(#[from] BootdError),
+    /// It answers, but did not do what it was told.
+    #[error(transparent)]
+    Apply(BootdError),
     #[error(transparent)]
     Ledger(#[from] LedgerError),
 }
@@ -33,6 +36,20 @@ enum TellError {
 #[derive(Debug, Default)]
 struct Dial {
     current: Option<(BootdName, SocketAddr, EdgeClient)>,
+    applied: Applied,
+}
+
+/// What became of the last Apply.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Applied {
+    /// Nobody knows: an earlier process sent it, or another boot server got it.
+    #[default]
+    Unknown,
+    /// It failed. The boot server may hold the generation all the same, and report it, with some
+    /// of it undone.
+    Failed,
+    /// It was done.
+    Done,
 }
 
 impl Dial {
@@ -46,6 +63,7 @@ impl Dial {
         }
         let client = EdgeClient::new(name, edge, &cx.credentials)?;
         self.current = Some((name.clone(), edge, client.clone()));
+        self.applied = Applied::Unknown;
         Ok(client)
     }
 }
@@ -55,13 +73,18 @@ pub async fn tell(cx: Arc<Context>, stop: CancellationToken) {
     let mut dial = Dial::default();
     let mut changes = cx.ledger.changes();
     loop {
-        if let Err(error) = tell_once(&cx, &mut dial).await {
-            debug!(error = with_causes(&error), "boot server");
-            cx.sight.update_boot(|view| {
-                if view.status.take().is_some() {
-                    warn!(error = with_causes(&error), "boot server does not answer");
-                }
-            });
+        match tell_once(&cx, &mut dial).await {
+            Ok(()) => {}
+            Err(TellError::Bootd(fault)) => {
+                debug!(error = with_causes(&fault), "boot server");
+                cx.sight.update_boot(|view| {
+                    if view.status.take().is_some() {
+                        warn!(error = with_causes(&fault), "boot server does not answer");
+                    }
+                });
+            }
+            Err(TellError::Apply(fault)) => debug!(error = with_causes(&fault), "boot server"),
+            Err(TellError::Ledger(fault)) => error!(error = with_causes(&fault), "boot server"),
         }
         tokio::select! {
             () = stop.cancelled() => return,
@@ -108,16 +131,29 @@ async fn tell_once(cx: &Context, dial: &mut Dial) -> Result<(), TellError> {
             return Ok(());
         }
     }
-    if send {
+    // That it holds a generation does not say that it has done all of it.
+    if send || dial.applied != Applied::Done {
         let topic = "bootd/apply";
         match client.apply(state.clone()).await {
-            Ok(()) => cx.settle(topic),
+            Ok(()) => {
+                dial.applied = Applied::Done;
+                cx.settle(topic);
+            }
             Err(fault) => {
-                if let BootdError::Call { code: tonic::Code::InvalidArgument, .. } = &fault {
-                    let event = NewEvent::new("desired-state-refused", with_causes(&fault));
+                let before = std::mem::replace(&mut dial.applied, Applied::Failed);
+                let kind = match &fault {
+                    BootdError::Call { code: tonic::Code::InvalidArgument, .. } => {
+                        Some("desired-state-refused")
+                    }
+                    // Once may be a connection that broke.
+                    _ if before == Applied::Failed => Some("desired-state-unfinished"),
+                    _ => None,
+                };
+                if let Some(kind) = kind {
+                    let event = NewEvent::new(kind, with_causes(&fault));
                     cx.say_once(topic.to_owned(), event).await?;
                 }
-                return Err(fault.into());
+                return Err(TellError::Apply(fault));
             }
         }
         let generation = state.generation;
@@ -205,7 +241,7 @@ pub async fn events(cx: Arc<Context>, stop: CancellationToken) {
         let reading = async {
             match read_events(&cx, &mut dial).await {
                 Err(TellError::Ledger(fault)) => error!(error = with_causes(&fault), "events"),
-                Err(TellError::Bootd(fault)) => debug!(error = with_causes(&fault), "events"),
+                Err(fault) => debug!(error = with_causes(&fault), "events"),
                 Ok(()) => {}
             }
             tokio::time::sleep(RETRY).await;
@@ -221,8 +257,8 @@ async fn read_events(cx: &Context, dial: &mut Dial) -> Result<(), TellError> {
     let Some(grid) = grid(cx).await? else { return Ok(()) };
     let name = grid.bootd.name.clone();
     let client = dial.client(cx, &grid)?;
-    let (before, _) = record(cx, &name).await?;
-    let mut stream = client.events(before.events_seen).await?;
+    let Some(seen) = events_seen(cx, &name, &client).await? else { return Ok(()) };
+    let mut stream = client.events(seen).await?;
     while let Some(event) = stream.next().await {
         let Ok(event) = event else { return Ok(()) };
         // The pusher writes the same record; whoever comes second reads it again.
@@ -248,4 +284,31 @@ async fn read_events(cx: &Context, dial: &mut Dial) -> Result<(), TellError> {
         }
     }
     Ok(())
+}
+
+/// The number of the last event that we have of the boot server's journal; `None` if somebody else
+/// wrote the record in between.
+async fn events_seen(
+    cx: &Context,
+    name: &BootdName,
+    client: &EdgeClient,
+) -> Result<Option<u64>, TellError> {
+    let (mut record, revision) = record(cx, name).await?;
+    // Asked for after the record was read: whatever we have is not above it, unless it counts from
+    // the beginning again.
+    let newest = client.status().await?.newest_event;
+    let Some(newest) = newest.filter(|newest| *newest < record.events_seen) else {
+        return Ok(Some(record.events_seen));
+    };
+    let text = format!(
+        "{name} has lost its events: {} of them were read and its newest is number {newest} now; \
+         they are read from the first one again",
+        record.events_seen
+    );
+    record.events_seen = 0;
+    let mut batch = Batch::default();
+    batch.put(keys::bootd(name), revision, &record)?;
+    batch.event(NewEvent::new("boot-server-events-lost", text));
+    let outcome = cx.ledger.commit(batch).await?;
+    Ok(matches!(outcome, Outcome::Committed(_)).then_some(0))
 }

@@ -242,6 +242,7 @@ impl Edge for Fake {
                 .collect(),
             images: images(),
             segments_ready: desired.segments.iter().map(|s| s.name.clone()).collect(),
+            newest_event: Some(state.events.last().map_or(0, |event| event.sequence)),
         }))
     }
 
