@@ -94,7 +94,7 @@ impl Windows {
         (newest.to_ms >= from_ms).then_some(newest.shares)
     }
 
-    /// Forgets nodes that are not in service.
+    /// Forgets the nodes that are not to be kept.
     pub fn retain(&mut self, keep: impl Fn(&NodeName) -> bool) {
         self.nodes.retain(|node, _| keep(node));
     }

@@ -102,7 +102,10 @@ pub async fn kill_bootd() -> anyhow::Result<()> {
     let after = in_service(&site.api.tier("shop", "web").await?);
     ensure!(after == before, "members moved: {before:?} became {after:?}");
     let events = site.api.events(last_event).await?;
-    let fenced = events.iter().find(|e| e.kind.contains("fence") || e.kind.contains("quarantine"));
+    // Every change of a node's state has the same kind.
+    let fenced = events.iter().find(|e| {
+        e.kind.contains("fence") || (e.kind == "node-state" && e.text.contains("→ Quarantined"))
+    });
     ensure!(fenced.is_none(), "something was fenced because bootd was away: {fenced:?}");
     let report = trickle.stop().await?;
     ensure!(report.failed == 0, "requests failed: {:?}", report.failures);
