@@ -108,8 +108,7 @@ pub fn router(device: &str) -> Option<()> {
     socket.set_multicast_hops_v6(255).expect("hop limit");
     socket.set_read_timeout(Some(Duration::from_millis(100))).expect("timeout");
     let socket: UdpSocket = socket.into();
-    let index = std::fs::read_to_string(format!("/sys/class/net/{device}/ifindex"));
-    let index = index.expect("a device").trim().parse().expect("a number");
+    let index = nix::net::if_::if_nametoindex(device).expect("a device");
     let routers =
         SocketAddrV6::new(std::net::Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2), 0, 0, index);
     let deadline = Instant::now() + Duration::from_secs(2);
