@@ -17,12 +17,14 @@ mod data_in;
 mod data_out;
 mod login;
 mod management;
+mod numbering;
 mod params;
 mod pdu;
 mod portal;
 mod portals;
 mod refusals;
 mod registry;
+mod requests;
 mod session;
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,8 +31,7 @@ use super::params::{MAX_RECEIVE, Params};
 use super::pdu::{self, Header, NO_TAG, Parsed, Pdu, opcode, reject};
 use super::portals::Portals;
 use super::registry::Registry;
-use super::text::{self, Answer};
-use crate::scsi::{Done, PORTAL_GROUP, Sense, UnitView};
+use crate::scsi::{Done, Sense, UnitView};
 use crate::zone::{Admission, ZoneTable};
 
 /// Commands that may be open at once.
@@ -104,11 +103,11 @@ pub(super) enum JobEnd {
 }
 
 /// A command that came before its turn.
-type Held = (Header, Vec<u8>);
+pub(super) type Held = (Header, Vec<u8>);
 
 /// A session and its connection.
 pub(super) struct Session {
-    stream: TcpStream,
+    pub(super) stream: TcpStream,
     input: BytesMut,
     /// What is to be sent: bytes that were sent are gone from it.
     pub(super) out: BytesMut,
@@ -118,13 +117,13 @@ pub(super) struct Session {
     pub(super) views: Arc<[UnitView]>,
     pub(super) around: Surroundings,
     zone: watch::Receiver<u64>,
-    stat_sn: u32,
+    pub(super) stat_sn: u32,
     pub(super) exp_cmd_sn: u32,
     /// Numbered commands that are not answered yet.
     pub(super) open: u32,
     /// Immediate ones.
     pub(super) open_immediate: u32,
-    held: HashMap<u32, Held>,
+    pub(super) held: HashMap<u32, Held>,
     /// Commands that wait for data or for other threads, by task tag.
     pub(super) tasks: HashMap<u32, Task>,
     pub(super) next_task: u64,
@@ -433,33 +432,8 @@ impl Session {
         }
     }
 
-    /// Command numbering (RFC 7143 section 4.2.2.1): what is outside the window is dropped without
-    /// a word, what is early waits for its turn.
-    fn in_order(&mut self, pdu: &Pdu<'_>) -> Result<(), End> {
-        if pdu.header.immediate() {
-            return self.dispatch(&pdu.header, pdu.data);
-        }
-        let number = pdu.header.u32(24);
-        let ahead = number.wrapping_sub(self.exp_cmd_sn);
-        if ahead >= WINDOW || number.wrapping_sub(self.max_cmd_sn()).cast_signed() > 0 {
-            return Ok(());
-        }
-        if ahead > 0 {
-            if pdu.data.len() <= self.params.first_burst {
-                self.held.insert(number, (pdu.header, pdu.data.to_vec()));
-            }
-            return Ok(());
-        }
-        self.exp_cmd_sn = self.exp_cmd_sn.wrapping_add(1);
-        self.dispatch(&pdu.header, pdu.data)?;
-        while let Some((header, data)) = self.held.remove(&self.exp_cmd_sn) {
-            self.exp_cmd_sn = self.exp_cmd_sn.wrapping_add(1);
-            self.dispatch(&header, &data)?;
-        }
-        Ok(())
-    }
-
-    fn dispatch(&mut self, header: &Header, data: &[u8]) -> Result<(), End> {
+    /// Does what a PDU asks for whose turn it is.
+    pub(super) fn dispatch(&mut self, header: &Header, data: &[u8]) -> Result<(), End> {
         if self.closing {
             return Ok(());
         }
@@ -479,44 +453,6 @@ impl Session {
         Ok(())
     }
 
-    /// The highest command number that may come now. It never falls: a command that comes moves
-    /// both `exp_cmd_sn` and `open`.
-    fn max_cmd_sn(&self) -> u32 {
-        self.exp_cmd_sn.wrapping_add(WINDOW - 1).wrapping_sub(self.open.min(WINDOW))
-    }
-
-    /// Fills in the numbers of a PDU that we send; `counts` if it takes a status number.
-    pub(super) fn number(&mut self, header: &mut Header, counts: bool) {
-        header.set_u32(24, self.stat_sn);
-        header.set_u32(28, self.exp_cmd_sn);
-        header.set_u32(32, self.max_cmd_sn());
-        if counts {
-            self.stat_sn = self.stat_sn.wrapping_add(1);
-        }
-    }
-
-    /// Undoes [`Session::number`] and [`Session::closed`] of an answer that was not sent after all.
-    pub(super) fn take_back(&mut self, numbered: bool) {
-        self.stat_sn = self.stat_sn.wrapping_sub(1);
-        let open = if numbered { &mut self.open } else { &mut self.open_immediate };
-        *open += 1;
-    }
-
-    /// The number of a command that waits for its turn, by its task tag.
-    pub(super) fn held_number(&self, tag: u32) -> Option<u32> {
-        let mut held = self.held.iter();
-        held.find(|(_, (header, _))| header.task_tag() == tag).map(|(number, _)| *number)
-    }
-
-    /// Makes a command that waits for its turn do nothing when it comes.
-    pub(super) fn drop_held(&mut self, number: u32) {
-        if let Some((header, data)) = self.held.get_mut(&number) {
-            *header = Header::new(opcode::NOP_OUT);
-            header.set_u32(16, NO_TAG);
-            data.clear();
-        }
-    }
-
     /// Appends a PDU to what is to be sent.
     pub(super) fn put(&mut self, mut header: Header, data: &[u8]) {
         pdu::put(&mut self.out, &mut header, self.params.digests, data);
@@ -528,87 +464,6 @@ impl Session {
         header.set_byte(2, reason).set_u32(16, NO_TAG);
         self.number(&mut header, true);
         self.put(header, &rejected.0);
-    }
-
-    fn ping(&mut self) {
-        let mut header = Header::new(opcode::NOP_IN);
-        header.set_u32(16, NO_TAG).set_u32(20, self.next_tag);
-        self.next_tag = next_tag(self.next_tag);
-        self.number(&mut header, false);
-        self.put(header, &[]);
-    }
-
-    fn echo(&mut self, request: &Header, data: &[u8]) {
-        let mut header = Header::new(opcode::NOP_IN);
-        header.set_u32(16, request.task_tag()).set_u32(20, NO_TAG);
-        header.0[8..16].copy_from_slice(&request.0[8..16]);
-        self.number(&mut header, true);
-        let length = data.len().min(self.params.max_send);
-        self.put(header, &data[..length]);
-    }
-
-    fn logout(&mut self, request: &Header) {
-        // Closing the session or its one connection are the same; there is no recovery.
-        let known = matches!(request.0[1] & 0x7f, 0 | 1);
-        let mut header = Header::new(opcode::LOGOUT_RESPONSE);
-        header.set_u32(16, request.task_tag()).set_byte(2, if known { 0 } else { 2 });
-        self.number(&mut header, true);
-        self.put(header, &[]);
-        if known {
-            self.abort_all();
-            self.closing = true;
-        }
-    }
-
-    /// A text request: SendTargets, or a new segment length (RFC 7143 section 11.10).
-    fn text(&mut self, request: &Header, data: &[u8]) {
-        let whole = request.is_final() && request.0[1] & 0x40 == 0;
-        let pairs = text::parse(data);
-        let (true, Ok(pairs)) = (whole, pairs) else {
-            return self.reject(request, reject::INVALID_FIELD);
-        };
-        let mut answer = Answer::default();
-        for (key, value) in pairs {
-            if answer.len() > self.params.max_send {
-                break;
-            }
-            match key {
-                "SendTargets" => self.send_targets(value, &mut answer),
-                "MaxRecvDataSegmentLength" => {
-                    if self.params.negotiate(key, value, &mut answer).is_err() {
-                        answer.push(key, "Reject");
-                    }
-                }
-                _ => answer.push(key, "NotUnderstood"),
-            }
-        }
-        if answer.len() > self.params.max_send {
-            // Answers in several parts are for lists longer than any that is asked for here.
-            return self.reject(request, reject::INVALID_FIELD);
-        }
-        let mut header = Header::new(opcode::TEXT_RESPONSE);
-        header.set_u32(16, request.task_tag()).set_u32(20, NO_TAG);
-        header.0[8..16].copy_from_slice(&request.0[8..16]);
-        self.number(&mut header, true);
-        self.put(header, &answer.into_bytes());
-    }
-
-    /// The initiator's own target and nothing else, at every portal of its segment.
-    fn send_targets(&self, which: &str, answer: &mut Answer) {
-        let target = &self.admission.grant.target;
-        let asked = match which {
-            "All" => true,
-            "" => self.kind == SessionKind::Normal,
-            name => name == target.as_str(),
-        };
-        let Ok(address) = self.stream.local_addr() else { return };
-        if asked {
-            let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-            answer.push("TargetName", target);
-            for portal in self.around.portals.list(&self.around.segment, address) {
-                answer.push("TargetAddress", format!("{portal},{PORTAL_GROUP}"));
-            }
-        }
     }
 }
 
