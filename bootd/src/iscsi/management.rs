@@ -58,7 +58,7 @@ impl Session {
             }
             (4, Some(view)) => {
                 self.abort_unit(lun);
-                view.unit.clear_tasks(&view.nexus);
+                view.unit.clear_tasks();
                 (COMPLETE, Wait::All(vec![view]))
             }
             (5, Some(view)) => {

@@ -236,7 +236,7 @@ fn sanitize(view: &UnitView, erase: Erase) -> Result<Step, Sense> {
         return Err(Sense::SANITIZE_IN_PROGRESS);
     }
     // Nothing that came before may write when it is over (SBC-3 section 4.11.2).
-    view.unit.clear_tasks(&view.nexus);
+    view.unit.clear_tasks();
     let action = Action::Sanitize { unrestricted };
     Ok(if immediate { Step::Background(action) } else { Step::Work(action) })
 }

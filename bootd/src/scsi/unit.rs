@@ -169,10 +169,10 @@ impl LogicalUnit {
         self.tell(None, Sense::attention(0x29, 0x03));
     }
 
-    /// CLEAR TASK SET: tasks of all sessions are aborted, and the others are told.
-    pub fn clear_tasks(&self, by: &Nexus) {
+    /// CLEAR TASK SET: tasks of all sessions are aborted. The others are told by the status of each
+    /// (SAM-5 section 5.3.1, TAS=1), and by no unit attention.
+    pub fn clear_tasks(&self) {
         self.resets.fetch_add(1, Ordering::SeqCst);
-        self.tell(Some(by), Sense::attention(0x2f, 0x00));
     }
 
     /// Returns when no work of a task that was aborted before touches the volume any more. Waits
