@@ -55,7 +55,9 @@ lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --release -- -D warnings
 
-# In one cargo run: another selection of packages would build the dependencies anew.
+# In one cargo run: another selection of packages would build the dependencies anew. Many tests wait
+# more than they work, so more run at once than there are processors.
+test: export RUST_TEST_THREADS ?= 4
 test: images lint
 	cargo test --release --workspace
 
