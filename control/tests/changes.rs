@@ -2,20 +2,9 @@
 
 mod fakes;
 
-use fakes::control::Control;
+use fakes::farms::{BLUEPRINTS, SHOP, start};
 use fakes::{PATIENCE, Rack, eventually};
 use tonic::Code;
-
-const BLUEPRINTS: &str = include_str!("../../images/examples/blueprints.toml");
-const SHOP: &str = include_str!("../../images/examples/shop.toml");
-
-async fn start(nodes: usize) -> (Rack, Control) {
-    let rack = Rack::start(nodes).await;
-    let control = Control::start(rack.path()).await;
-    control.apply_grid(&rack.grid("")).await.expect("applied");
-    control.apply_blueprints(BLUEPRINTS).await.expect("applied");
-    (rack, control)
-}
 
 /// Path of the check by which balancers judge web servers, as the boot server was last told.
 fn balanced_by(rack: &Rack) -> String {
@@ -36,7 +25,7 @@ fn checked_by(rack: &Rack) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn balancers_check_members_as_they_were_made() {
-    let (rack, control) = start(4).await;
+    let (rack, control) = start(4, |rack| rack.grid("")).await;
     control.apply_farm(SHOP).await.expect("applied");
     control.ready("shop", 3).await;
     assert_eq!(checked_by(&rack), ["/health", "/health"]);
@@ -67,7 +56,7 @@ async fn balancers_check_members_as_they_were_made() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tier_that_does_not_scale_has_its_min() {
-    let (rack, control) = start(5).await;
+    let (rack, control) = start(5, |rack| rack.grid("")).await;
     let fixed = SHOP.split("[tier.scaling]").next().expect("the tiers");
     let four = fixed.replace("min = 2", "min = 4");
     assert_ne!(four, fixed);
@@ -83,7 +72,7 @@ async fn a_tier_that_does_not_scale_has_its_min() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tier_with_members_neither_begins_nor_stops_to_expose_ports() {
-    let (rack, control) = start(4).await;
+    let (rack, control) = start(4, |rack| rack.grid("")).await;
     let expose = "expose = [{ port = 80, tier = \"web\", backend_port = 80 }]\n";
     let inside = SHOP.replace(expose, "");
     assert_ne!(inside, SHOP);

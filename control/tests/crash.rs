@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fakes::control::Control;
-use fakes::shop::{BLUEPRINTS, FARM, MEMBERS, is_gone, is_ready};
+use fakes::farms::{self, FARM, MEMBERS, is_gone, is_ready};
 use fakes::spy::{Reached, Spy, follow};
 use fakes::{Rack, eventually};
 
@@ -44,10 +44,7 @@ fn boots(rack: &Rack) -> u32 {
 }
 
 async fn start(nodes: usize) -> (Rack, Control, Spy) {
-    let rack = Rack::start(nodes).await;
-    let control = Control::start(rack.path()).await;
-    control.apply_grid(&rack.grid(POLICY)).await.expect("applied");
-    control.apply_blueprints(BLUEPRINTS).await.expect("applied");
+    let (rack, control) = farms::start(nodes, |rack| rack.grid(POLICY)).await;
     let spy = Spy::new(rack.path());
     (rack, control, spy)
 }

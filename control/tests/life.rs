@@ -5,12 +5,9 @@ mod fakes;
 use std::time::{Duration, Instant};
 
 use fakes::control::{Control, with_token};
+use fakes::farms::{self, BANK, BLUEPRINTS, SHOP};
 use fakes::{EXTERNAL_VLAN, PATIENCE, Rack, eventually};
 use tonic::Code;
-
-const BLUEPRINTS: &str = include_str!("../../images/examples/blueprints.toml");
-const SHOP: &str = include_str!("../../images/examples/shop.toml");
-const BANK: &str = include_str!("../../images/examples/bank.toml");
 
 /// Policy for tests: failures count at once. Deadlines are long, for on a busy machine a sound node
 /// misses a short one; a test that waits for one to be missed sets its own.
@@ -30,12 +27,7 @@ async fn start(nodes: usize) -> (Rack, Control) {
 
 /// With more deadlines than the policy has.
 async fn start_with(nodes: usize, deadlines: &str) -> (Rack, Control) {
-    let rack = Rack::start(nodes).await;
-    let control = Control::start(rack.path()).await;
-    let grid = rack.grid(&format!("{POLICY}{deadlines}"));
-    assert!(control.apply_grid(&grid).await.expect("applied").changed);
-    assert!(control.apply_blueprints(BLUEPRINTS).await.expect("applied").changed);
-    (rack, control)
+    farms::start(nodes, |rack| rack.grid(&format!("{POLICY}{deadlines}"))).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,11 +6,9 @@ use std::time::Instant;
 
 use croft_proto::{api, edge};
 use fakes::control::Control;
-use fakes::shop::{BLUEPRINTS, FARM, MEMBERS};
+use fakes::farms::{self, BANK, FARM, MEMBERS};
 use fakes::{DEAD_VLAN, EXTERNAL_VLAN, PATIENCE, Rack, eventually};
 use tonic::Code;
-
-const BANK: &str = include_str!("../../images/examples/bank.toml");
 
 const POLICY: &str = "[policy]\nquarantine_s = 1\nagent_silence_s = 3\nbootd_settle_s = 0\n\
                       [deadlines]\nsoft_power_off = 5\nfencing = 2\n";
@@ -21,11 +19,7 @@ async fn start(nodes: usize) -> (Rack, Control) {
 
 /// With these ports on a second switch.
 async fn start_with(nodes: usize, moved: &[&str]) -> (Rack, Control) {
-    let rack = Rack::start(nodes).await;
-    let control = Control::start(rack.path()).await;
-    control.apply_grid(&rack.grid_of_two(POLICY, moved)).await.expect("applied");
-    control.apply_blueprints(BLUEPRINTS).await.expect("applied");
-    (rack, control)
+    farms::start(nodes, |rack| rack.grid_of_two(POLICY, moved)).await
 }
 
 async fn node_of(control: &Control, member: &str) -> api::Node {

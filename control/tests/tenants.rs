@@ -6,18 +6,9 @@ use std::path::Path;
 
 use croft_proto::api;
 use fakes::control::{Control, with_token};
+use fakes::farms::start;
 use fakes::{PATIENCE, Rack};
 use tonic::Code;
-
-const BLUEPRINTS: &str = include_str!("../../images/examples/blueprints.toml");
-
-async fn start(nodes: usize) -> (Rack, Control) {
-    let rack = Rack::start(nodes).await;
-    let control = Control::start(rack.path()).await;
-    control.apply_grid(&rack.grid("")).await.expect("applied");
-    control.apply_blueprints(BLUEPRINTS).await.expect("applied");
-    (rack, control)
-}
 
 /// A farm of one web server.
 fn farm(organization: &str, name: &str, tier: &str) -> String {
@@ -64,7 +55,7 @@ async fn events(control: &Control, token: &str) -> Vec<api::Event> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_farms_past_stays_with_its_organization() {
-    let (rack, control) = start(2).await;
+    let (rack, control) = start(2, |rack| rack.grid("")).await;
     let (acme, globex) = (tenant(&rack, "acme"), tenant(&rack, "globex"));
     let apply = |token: &str, text: &str| {
         let request = api::ApplyTextRequest { text: text.to_owned(), file: "f".to_owned() };
@@ -99,7 +90,7 @@ async fn a_farms_past_stays_with_its_organization() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn farms_whose_names_read_alike_live_side_by_side() {
-    let (rack, control) = start(3).await;
+    let (rack, control) = start(3, |rack| rack.grid("")).await;
     control.apply_farm(&farm("acme", "shop-eu", "web")).await.expect("applied");
     control.apply_farm(&farm("globex", "shop", "eu-web")).await.expect("applied");
     control.ready("shop-eu", 1).await;
@@ -116,7 +107,7 @@ async fn farms_whose_names_read_alike_live_side_by_side() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_taken_back_is_refused_at_once() {
-    let (rack, control) = start(1).await;
+    let (rack, control) = start(1, |rack| rack.grid("")).await;
     let acme = tenant(&rack, "acme");
     let (id, _) = acme.split_once('.').expect("an id and a secret");
     let listed = program(rack.path(), &["tokens"]).expect("listed");

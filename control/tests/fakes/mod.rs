@@ -11,7 +11,7 @@
 pub mod bmc;
 pub mod control;
 pub mod edge;
-pub mod shop;
+pub mod farms;
 pub mod spy;
 pub mod switch;
 

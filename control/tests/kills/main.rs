@@ -27,7 +27,7 @@ use croft_test_support::agent::{Agent, token};
 use croft_test_support::initiator::{LoginError, Session};
 use croft_test_support::namespace::{self, sh};
 use fakes::control::Control;
-use fakes::shop::{BLUEPRINTS, FARM, MEMBERS, is_gone, is_ready};
+use fakes::farms::{BLUEPRINTS, FARM, MEMBERS, is_gone, is_ready};
 use fakes::spy::{Reached, Spy, follow};
 use fakes::{PATIENCE, Rack, eventually};
 use machine::{Given, Machines};

@@ -1,8 +1,12 @@
-//! The farm of the tests that kill: a balancer and a web server.
+//! Farms to work with: the examples, and for the tests that kill a balancer and a web server.
 
+use super::Rack;
 use super::control::Control;
 
 pub const BLUEPRINTS: &str = include_str!("../../../images/examples/blueprints.toml");
+
+pub const SHOP: &str = include_str!("../../../images/examples/shop.toml");
+pub const BANK: &str = include_str!("../../../images/examples/bank.toml");
 
 pub const FARM: &str = "
 [farm]
@@ -23,6 +27,15 @@ max = 2
 
 /// Members of the farm.
 pub const MEMBERS: u32 = 2;
+
+/// A rack, and a control that has this grid of it and the example blueprints.
+pub async fn start(nodes: usize, grid: impl FnOnce(&Rack) -> String) -> (Rack, Control) {
+    let rack = Rack::start(nodes).await;
+    let control = Control::start(rack.path()).await;
+    assert!(control.apply_grid(&grid(&rack)).await.expect("applied").changed);
+    assert!(control.apply_blueprints(BLUEPRINTS).await.expect("applied").changed);
+    (rack, control)
+}
 
 /// All members serve.
 pub async fn is_ready(control: &Control) -> bool {
