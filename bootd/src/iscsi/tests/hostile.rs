@@ -100,8 +100,7 @@ async fn who_does_not_read_holds_up_nobody() {
         let header = slow.command(0, 0xc0, &cdb10(0x28, 0, 0xffff), 0xffff * 512);
         slow.send(header, &[]).await;
     }
-    let mut nop = Header::new(opcode::NOP_OUT);
-    nop.set_byte(0, 0x40).set_u32(16, 7).set_u32(20, NO_TAG).set_u32(24, slow.cmd_sn);
+    let mut nop = slow.ping();
     let mut out = BytesMut::new();
     for _ in 0..64 {
         pdu::put(&mut out, &mut nop, slow.digests, &[0; 8192]);

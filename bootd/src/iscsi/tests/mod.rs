@@ -300,6 +300,21 @@ impl Initiator {
         header
     }
 
+    /// A task management function, to be done at once; `reference` is the task that it means.
+    fn manage(&self, function: u8, reference: u32) -> Header {
+        let mut header = Header::new(opcode::TASK_MANAGEMENT);
+        header.set_byte(0, 0x42).set_byte(1, 0x80 | function).set_u32(16, 900);
+        header.set_u32(20, reference).set_u32(24, self.cmd_sn);
+        header
+    }
+
+    /// A NOP that wants an answer at once.
+    fn ping(&self) -> Header {
+        let mut header = Header::new(opcode::NOP_OUT);
+        header.set_byte(0, 0x40).set_u32(16, 7).set_u32(20, NO_TAG).set_u32(24, self.cmd_sn);
+        header
+    }
+
     /// A read of 512-byte blocks: what came, or the status that came instead.
     async fn read(&mut self, lba: u32, blocks: u16) -> Result<Vec<u8>, u8> {
         let cdb = cdb10(0x28, lba, blocks);

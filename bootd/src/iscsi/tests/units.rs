@@ -6,27 +6,19 @@ use super::*;
 async fn nop_logout_and_task_management_are_answered() {
     let server = Server::start(Limits::default()).await;
     let mut initiator = Initiator::logged_in(&server, 1).await;
-    let mut nop = Header::new(opcode::NOP_OUT);
-    nop.set_byte(0, 0x40).set_u32(16, 7).set_u32(20, NO_TAG).set_u32(24, initiator.cmd_sn);
-    initiator.send(nop, b"echo").await;
+    initiator.send(initiator.ping(), b"echo").await;
     assert_eq!(initiator.expect(opcode::NOP_IN).await.1, b"echo");
     // A write that waits for its data is aborted, and its data is then ignored.
     let header = initiator.command(0, 0xa0, &cdb10(0x2a, 0, 8), 4096);
     let tag = header.task_tag();
     initiator.send(header, &[]).await;
     let (r2t, _) = initiator.expect(opcode::R2T).await;
-    let abort = |function: u8, reference: u32, number: u32| {
-        let mut header = Header::new(opcode::TASK_MANAGEMENT);
-        header.set_byte(0, 0x42).set_byte(1, 0x80 | function).set_u32(16, 900);
-        header.set_u32(20, reference).set_u32(24, number);
-        header
-    };
-    initiator.send(abort(1, tag, initiator.cmd_sn), &[]).await;
+    initiator.send(initiator.manage(1, tag), &[]).await;
     let (response, _) = initiator.expect(opcode::TASK_MANAGEMENT_RESPONSE).await;
     assert_eq!(response.0[2], 0);
     let late = initiator.data_out(tag, r2t.u32(20), 0, 0, true);
     initiator.send(late, &[5; 4096]).await;
-    initiator.send(abort(1, tag, initiator.cmd_sn), &[]).await;
+    initiator.send(initiator.manage(1, tag), &[]).await;
     let (response, _) = initiator.expect(opcode::TASK_MANAGEMENT_RESPONSE).await;
     assert_eq!(response.0[2], 1, "the task does not exist any more");
     assert_eq!(initiator.read(0, 8).await, Ok(vec![0; 4096]));
@@ -51,9 +43,7 @@ async fn a_lun_reset_aborts_and_tells_every_nexus_once() {
     let header = one.command(0, 0xa0, &cdb10(0x2a, 0, 8), 4096);
     one.send(header, &[]).await;
     one.expect(opcode::R2T).await;
-    let mut reset = Header::new(opcode::TASK_MANAGEMENT);
-    reset.set_byte(0, 0x42).set_byte(1, 0x85).set_u32(16, 900).set_u32(24, one.cmd_sn);
-    one.send(reset, &[]).await;
+    one.send(one.manage(5, NO_TAG), &[]).await;
     let (response, _) = one.expect(opcode::TASK_MANAGEMENT_RESPONSE).await;
     assert_eq!(response.0[2], 0);
     for expected in [2, 0] {
@@ -219,9 +209,7 @@ async fn mode_pages_change_for_all_and_the_others_are_told() {
         let (cdb, list) = reserve_out(0, 0, key, new, 0);
         assert_eq!(two.give(0, &cdb, &list).await.0, 0);
     }
-    let mut reset = Header::new(opcode::TASK_MANAGEMENT);
-    reset.set_byte(0, 0x42).set_byte(1, 0x85).set_u32(16, 900).set_u32(24, one.cmd_sn);
-    one.send(reset, &[]).await;
+    one.send(one.manage(5, NO_TAG), &[]).await;
     assert_eq!(one.expect(opcode::TASK_MANAGEMENT_RESPONSE).await.0.0[2], 0);
     assert_eq!(codes(&one.ready(0).await.1), (6, 0x29, 0x03), "fixed format again");
     assert_eq!(one.ask(0, &[0x1a, 0x08, 0x0a, 0, 255, 0]).await, Ok(control));
