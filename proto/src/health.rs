@@ -2,10 +2,10 @@
 //! them on, the agent runs them and writes them into the balancer's configuration; what the first
 //! accepts, the last must be able to run, or a whole role could not come into service.
 
-use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+use crate::checked_toml::Table;
 use crate::common;
 
 /// Milliseconds between checks.
@@ -79,10 +79,37 @@ impl From<HealthPath> for String {
     }
 }
 
-impl fmt::Display for HealthPath {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
+/// Reads the table `health = { kind, port, path, interval_ms, timeout_ms }` of a blueprint. What is
+/// wrong with it becomes a fault of its file.
+pub fn read_health(table: &mut Table<'_>) -> Option<common::HealthCheck> {
+    use common::health_check::Kind;
+    let kind = table.required::<String>("kind");
+    let interval_ms = milliseconds(table, "interval_ms", HEALTH_INTERVAL_MS).unwrap_or(1000);
+    let timeout_ms = milliseconds(table, "timeout_ms", HEALTH_TIMEOUT_MS).unwrap_or(900);
+    let kind = kind?;
+    let check = |kind: Kind, port, path| {
+        Some(common::HealthCheck { kind: kind.into(), port, path, interval_ms, timeout_ms })
+    };
+    if kind == "none" {
+        return check(Kind::None, 0, String::new());
     }
+    let port = table.integer("port", 1..=65535).and_then(|port| u32::try_from(port).ok());
+    match kind.as_str() {
+        "tcp" => check(Kind::Tcp, port?, String::new()),
+        "http" => check(Kind::Http, port?, table.required::<HealthPath>("path")?.into()),
+        other => {
+            let other: String = other.chars().take(32).collect();
+            let message = format!("{other:?} is not a kind of check; these are: none, tcp, http");
+            table.fault("kind", message);
+            table.optional::<String>("path");
+            None
+        }
+    }
+}
+
+fn milliseconds(table: &mut Table<'_>, key: &str, range: RangeInclusive<u32>) -> Option<u32> {
+    let range = u64::from(*range.start())..=u64::from(*range.end());
+    table.optional_integer(key, range).and_then(|number| u32::try_from(number).ok())
 }
 
 /// What a check asks.

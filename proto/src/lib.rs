@@ -22,6 +22,7 @@ pub use causes::with_causes;
 pub use generation::Generation;
 pub use health::{
     HEALTH_INTERVAL_MS, HEALTH_TIMEOUT_MS, HealthPath, HealthTarget, InvalidHealthCheck,
+    read_health,
 };
 pub use image::{
     BlobHash, CHUNK_SIZE, ImageFile, ImageKind, ImageRef, ImageVersion, InvalidImage, Manifest,

@@ -2,12 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
-use std::ops::RangeInclusive;
 
 use croft_proto::checked_toml::Table;
 use croft_proto::{
-    ClassName, HEALTH_INTERVAL_MS, HEALTH_TIMEOUT_MS, HealthPath, ImageRef, NodeName, RoleName,
-    SegmentName, TierName, VlanId, common,
+    ClassName, ImageRef, NodeName, RoleName, SegmentName, TierName, VlanId, common, read_health,
 };
 use ipnet::Ipv4Net;
 
@@ -273,37 +271,10 @@ fn blueprint(table: &mut Table<'_>) -> Option<Blueprint> {
         table.fault("data", "needs boot = \"iscsi\" or \"san\"");
     }
     let health = match table.optional_table("health") {
-        Some(mut inner) => health(&mut inner)?,
+        Some(mut inner) => read_health(&mut inner)?,
         None => common::HealthCheck::default(),
     };
     Some(Blueprint { role: role?, image, method: method?, kernel_args, root, data, health })
-}
-
-fn health(table: &mut Table<'_>) -> Option<common::HealthCheck> {
-    use common::health_check::Kind;
-    let kind = match table.required::<String>("kind")?.as_str() {
-        "none" => Kind::None,
-        "tcp" => Kind::Tcp,
-        "http" => Kind::Http,
-        _ => {
-            table.fault("kind", "must be none, tcp or http");
-            return None;
-        }
-    };
-    let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
-    let wide = |range: RangeInclusive<u32>| u64::from(*range.start())..=u64::from(*range.end());
-    let interval_ms = table.optional_integer("interval_ms", wide(HEALTH_INTERVAL_MS));
-    let timeout_ms = table.optional_integer("timeout_ms", wide(HEALTH_TIMEOUT_MS));
-    let (interval_ms, timeout_ms) =
-        (number(interval_ms.unwrap_or(1000)), number(timeout_ms.unwrap_or(900)));
-    let (mut port, mut path) = (0, String::new());
-    if kind != Kind::None {
-        port = number(table.integer("port", 1..=65535)?);
-    }
-    if kind == Kind::Http {
-        path = table.required::<HealthPath>("path")?.into();
-    }
-    Some(common::HealthCheck { kind: kind.into(), port, path, interval_ms, timeout_ms })
 }
 
 /// `[[node]]`: machines that the file knows.

@@ -1,11 +1,10 @@
 //! `blueprints.toml`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use croft_proto::checked_toml::{Faults, Table, read};
-use croft_proto::{BlueprintName, HEALTH_INTERVAL_MS, HEALTH_TIMEOUT_MS, HealthPath, ImageRef};
+use croft_proto::{BlueprintName, HealthTarget, ImageRef, read_health};
 
 use super::ranges::Word;
 use crate::model::{Blueprint, BootMethod, Health, Root};
@@ -94,29 +93,15 @@ fn root(table: &mut Table<'_>, method: Option<BootMethod>) -> Option<Root> {
 }
 
 fn health(table: &mut Table<'_>) -> Option<Health> {
-    let kind = table.required::<Word<32>>("kind");
-    let wide = |range: RangeInclusive<u32>| u64::from(*range.start())..=u64::from(*range.end());
-    let interval = table.optional_integer("interval_ms", wide(HEALTH_INTERVAL_MS));
-    let timeout = table.optional_integer("timeout_ms", wide(HEALTH_TIMEOUT_MS));
-    let (interval, timeout) = (interval.unwrap_or(1000) as u32, timeout.unwrap_or(900) as u32);
-    let kind = kind?.0;
-    if kind == "none" {
-        return Some(Health::None);
-    }
-    let port = table.integer("port", 1..=65535).map(|port| port as u16);
-    match kind.as_str() {
-        "tcp" => Some(Health::Tcp { port: port?, interval_ms: interval, timeout_ms: timeout }),
-        "http" => {
-            let path = table.required::<HealthPath>("path")?.into();
-            Some(Health::Http { port: port?, path, interval_ms: interval, timeout_ms: timeout })
+    let check = read_health(table)?;
+    let (interval_ms, timeout_ms) = (check.interval_ms, check.timeout_ms);
+    Some(match HealthTarget::try_from(&check).ok()? {
+        HealthTarget::None => Health::None,
+        HealthTarget::Tcp(port) => Health::Tcp { port, interval_ms, timeout_ms },
+        HealthTarget::Http(port, path) => {
+            Health::Http { port, path: path.into(), interval_ms, timeout_ms }
         }
-        other => {
-            let message = format!("{other:?} is not a kind of check; these are: none, tcp, http");
-            table.fault("kind", message);
-            table.optional::<String>("path");
-            None
-        }
-    }
+    })
 }
 
 /// Kernel arguments: anybody on the node can read them, so nothing that looks like a secret.
@@ -148,7 +133,6 @@ impl FromStr for KernelArgs {
 
 #[cfg(test)]
 mod tests {
-    use croft_proto::HealthTarget;
     use proptest::prelude::*;
 
     use super::*;
