@@ -6,7 +6,7 @@ use clap::Args;
 use croft_proto::{MacAddr, SegmentName};
 use uuid::Uuid;
 
-use crate::alone::{CircuitId, Family, Question, explain};
+use crate::alone::{Family, Question, explain};
 use crate::config::{Config, ConfigError, Source};
 
 /// The machine, as it would ask.
@@ -58,18 +58,19 @@ pub fn run(args: &ExplainArgs) -> Result<String, ExplainError> {
     let question = Question {
         mac: args.mac,
         uuid: args.uuid,
-        arch: parse::<Family>("--arch", args.arch.as_deref())?,
-        number: args.arch.as_deref().and_then(|arch| arch.parse().ok()),
+        arch: part("--arch", args.arch.as_deref(), Family::number)?,
         segment: args.segment.clone(),
-        circuit: parse::<CircuitId>("--circuit-id", args.circuit_id.as_deref())?,
+        circuit: part("--circuit-id", args.circuit_id.as_deref(), str::parse)?,
     };
     explain(&plan, &question).map_err(|error| ExplainError::Question(error.to_string()))
 }
 
-fn parse<T: std::str::FromStr<Err = String>>(
+/// A part of the question, if it was given.
+fn part<T>(
     name: &str,
     text: Option<&str>,
+    read: impl FnOnce(&str) -> Result<T, String>,
 ) -> Result<Option<T>, ExplainError> {
     let fault = |error| ExplainError::Question(format!("{name}: {error}"));
-    text.map(str::parse).transpose().map_err(fault)
+    text.map(read).transpose().map_err(fault)
 }

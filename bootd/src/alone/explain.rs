@@ -17,9 +17,8 @@ use crate::dhcp::rom::Rom;
 pub(crate) struct Question {
     pub mac: MacAddr,
     pub uuid: Option<Uuid>,
-    pub arch: Option<Family>,
-    /// The number of option 93, if it was one: numbers of a family are told different boot files.
-    pub number: Option<u16>,
+    /// The number of option 93: those of a family are told different boot files.
+    pub arch: Option<u16>,
     pub segment: Option<SegmentName>,
     pub circuit: Option<CircuitId>,
 }
@@ -78,7 +77,7 @@ fn write(text: &mut String, plan: &Plan, link: &Link, question: &Question) -> fm
         mac: question.mac,
         circuit,
         uuid: raw,
-        arch: question.arch,
+        arch: question.arch.map(Family::of),
         machine,
     };
     let proxy = plan.segments.get(&link.segment).is_some_and(|segment| segment.leg.proxy);
@@ -137,25 +136,17 @@ fn write(text: &mut String, plan: &Plan, link: &Link, question: &Question) -> fm
     }
     writeln!(text)?;
     if let Some(arch) = question.arch {
-        let rom = architecture(arch, question.number).and_then(Rom::of);
+        let rom = Rom::of(Architecture::of(arch));
         match rom {
             Some(rom) => writeln!(text, "firmware {} ({})", rom.file(link.server), rom.vendor)?,
-            None => writeln!(text, "firmware no boot program for {arch}: it gets no answer")?,
+            None => writeln!(
+                text,
+                "firmware no boot program for {}: it gets no answer",
+                Family::of(arch)
+            )?,
         }
     }
     Ok(())
-}
-
-fn architecture(family: Family, number: Option<u16>) -> Option<Architecture> {
-    match number {
-        Some(0) => Some(Architecture::Bios),
-        Some(7 | 9) => Some(Architecture::Uefi),
-        Some(16) => Some(Architecture::UefiHttp),
-        Some(_) => None,
-        None if family == Family::of(0) => Some(Architecture::Bios),
-        None if family == Family::of(7) => Some(Architecture::Uefi),
-        None => None,
-    }
 }
 
 #[cfg(test)]
@@ -167,8 +158,7 @@ mod tests {
         let question = Question {
             mac: mac.parse().expect("MAC"),
             uuid: None,
-            arch: arch.map(|arch| arch.parse().expect("arch")),
-            number: arch.and_then(|arch| arch.parse().ok()),
+            arch: arch.map(|arch| Family::number(arch).expect("arch")),
             segment: segment.map(|name| name.parse().expect("name")),
             circuit: None,
         };
@@ -203,8 +193,7 @@ mod tests {
         let ask = |mac: &str| {
             let mac = mac.parse().expect("MAC");
             let segment = Some("lan".parse().expect("name"));
-            let question =
-                Question { mac, uuid: None, arch: None, number: None, segment, circuit: None };
+            let question = Question { mac, uuid: None, arch: None, segment, circuit: None };
             explain(&plan, &question).expect("an answer")
         };
         assert!(ask("00:11:22:33:44:55").contains("address  none: only"));

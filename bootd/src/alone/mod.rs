@@ -22,7 +22,7 @@ mod upkeep;
 pub(crate) use clerk::{Clerk, ClerkParts};
 pub(crate) use explain::{Question, explain};
 pub(crate) use ledger::{Ledger, LedgerError};
-pub(crate) use plan::{CircuitId, Plan};
+pub(crate) use plan::Plan;
 pub(crate) use read::read;
 pub(crate) use registrar::{Registrar, RegistrarError, RegistrarParts};
 pub(crate) use rules::Family;

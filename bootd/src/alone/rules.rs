@@ -95,19 +95,27 @@ impl Family {
         let family = FAMILIES.iter().find(|(_, numbers)| numbers.contains(&number));
         Self(family.map_or(number, |(_, numbers)| numbers[0]))
     }
+
+    /// A number of option 93, or the first of a family by its name.
+    ///
+    /// # Errors
+    /// It is neither.
+    pub(crate) fn number(text: &str) -> Result<u16, String> {
+        if let Some((_, numbers)) = FAMILIES.iter().find(|(name, _)| *name == text) {
+            return Ok(numbers[0]);
+        }
+        text.parse().map_err(|_| {
+            let names: Vec<_> = FAMILIES.iter().map(|(name, _)| *name).collect();
+            format!("must be a number of option 93 or one of: {}", names.join(", "))
+        })
+    }
 }
 
 impl FromStr for Family {
     type Err = String;
 
     fn from_str(s: &str) -> Result<Self, String> {
-        if let Some((_, numbers)) = FAMILIES.iter().find(|(name, _)| *name == s) {
-            return Ok(Self(numbers[0]));
-        }
-        s.parse().map(Self::of).map_err(|_| {
-            let names: Vec<_> = FAMILIES.iter().map(|(name, _)| *name).collect();
-            format!("must be a number of option 93 or one of: {}", names.join(", "))
-        })
+        Self::number(s).map(Self::of)
     }
 }
 

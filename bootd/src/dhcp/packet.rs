@@ -50,6 +50,19 @@ pub(crate) enum Architecture {
     Other(u16),
 }
 
+impl Architecture {
+    /// By a number of option 93 (RFC 4578 section 2.1 and IANA's registry of processor
+    /// architecture types).
+    pub(crate) fn of(number: u16) -> Self {
+        match number {
+            0 => Self::Bios,
+            7 | 9 => Self::Uefi,
+            16 => Self::UefiHttp,
+            other => Self::Other(other),
+        }
+    }
+}
+
 /// Which program speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Client {
@@ -231,14 +244,14 @@ impl Options {
         if !http && !self.vendor.starts_with(b"PXEClient") {
             return Client::Plain;
         }
-        let known = self.architectures.iter().find_map(|number| match number {
-            0 if !http => Some(Architecture::Bios),
-            7 | 9 if !http => Some(Architecture::Uefi),
-            16 if http => Some(Architecture::UefiHttp),
-            _ => None,
+        let known = self.architectures.iter().map(|number| Architecture::of(*number));
+        let mut known = known.filter(|known| match known {
+            Architecture::Bios | Architecture::Uefi => !http,
+            Architecture::UefiHttp => http,
+            Architecture::Other(_) => false,
         });
         let first = self.architectures.first().copied();
-        Client::Firmware(match (known, first) {
+        Client::Firmware(match (known.next(), first) {
             (Some(known), _) => known,
             (None, Some(number)) => Architecture::Other(number),
             // A ROM older than RFC 4578.
