@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use croft_proto::with_causes;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -19,7 +20,6 @@ use crate::reconcile::{self, Context, Intervals};
 use crate::sight::Sight;
 use crate::store::{SqliteStore, StoreError};
 use crate::world::{Ledger, LedgerError};
-use croft_proto::with_causes;
 
 /// Why control could not run.
 #[derive(Debug, thiserror::Error)]

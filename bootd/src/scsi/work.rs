@@ -315,10 +315,12 @@ fn sanitize(view: &UnitView, unrestricted: bool) -> Result<Done, Sense> {
     let size = volume.size_bytes();
     let mut parts = (0..size).step_by(DISCARD as usize);
     let failed_as = if unrestricted { Sanitize::FailedUnrestricted } else { Sanitize::Failed };
-    let end = EndOfSanitize { view, as_what: failed_as };
+    let mut end = EndOfSanitize { view, as_what: failed_as };
     let erased = parts.try_for_each(|at| volume.discard(at, DISCARD.min(size - at)));
     let result = erased.and_then(|()| volume.flush());
-    end.is(if result.is_ok() { Sanitize::Idle } else { failed_as });
+    if result.is_ok() {
+        end.as_what = Sanitize::Idle;
+    }
     result.map(|()| Done::Good).map_err(|error| failed(view, &error))
 }
 
@@ -326,12 +328,6 @@ fn sanitize(view: &UnitView, unrestricted: bool) -> Result<Done, Sense> {
 struct EndOfSanitize<'a> {
     view: &'a UnitView,
     as_what: Sanitize,
-}
-
-impl EndOfSanitize<'_> {
-    fn is(mut self, as_what: Sanitize) {
-        self.as_what = as_what;
-    }
 }
 
 impl Drop for EndOfSanitize<'_> {
