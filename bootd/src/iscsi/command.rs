@@ -57,7 +57,7 @@ pub(super) enum Given<'a> {
 
 impl Given<'_> {
     /// No data.
-    const NOTHING: Self = Self::Here(&[]);
+    pub(super) const NOTHING: Self = Self::Here(&[]);
 
     fn bytes(&self) -> &[u8] {
         match self {
@@ -173,7 +173,7 @@ impl Session {
             Step::Collect { length, action } => {
                 self.collect(asked, length, action, if writes { data } else { &[] }, more, writes);
             }
-            Step::Flush => self.work(asked, None, Given::NOTHING, 0),
+            Step::Flush => self.flush(asked, 0),
             Step::Work(action) => {
                 if matches!(action, Action::Sanitize { .. }) {
                     // It has aborted all tasks, and is none of them.
@@ -297,13 +297,13 @@ impl Session {
         let ended = scsi::finish(&job, action, data.bytes());
         self.give_back(data.promised());
         match ended {
-            Ok(Done::Flush) => self.work(asked, None, Given::NOTHING, actual),
+            Ok(Done::Flush) => self.flush(asked, actual),
             ended => self.respond_ended(asked, ended, actual),
         }
     }
 
     /// Answers a command whose work is done.
-    fn respond_ended(&mut self, asked: Asked, ended: Result<Done, Sense>, actual: u64) {
+    pub(super) fn respond_ended(&mut self, asked: Asked, ended: Result<Done, Sense>, actual: u64) {
         let (reply, moved) = match ended {
             Ok(done) => (done.reply(), actual),
             Err(Sense::ABORTED) => return self.respond_aborted(asked),
@@ -451,7 +451,7 @@ impl Session {
 }
 
 async fn flush_unit(unit: &Arc<LogicalUnit>) -> Result<(), Sense> {
-    unit.flush().await.map_err(|error| scsi::sense_of(&error))
+    unit.flushes.join().await.map_err(|error| scsi::sense_of(&error))
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ mod chap;
 mod command;
 mod data_in;
 mod data_out;
+mod flushing;
 mod login;
 mod management;
 mod numbering;

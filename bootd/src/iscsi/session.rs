@@ -26,6 +26,7 @@ use super::buffers::{Buffers, ROOM};
 use super::command::{Delayed, sends_unasked};
 use super::data_in::Sending;
 use super::data_out::Task;
+use super::flushing::Lone;
 use super::login::{LoggedIn, SessionKind};
 use super::params::{MAX_RECEIVE, Params};
 use super::pdu::{self, Header, NO_TAG, Parsed, Pdu, opcode, reject};
@@ -136,6 +137,8 @@ pub(super) struct Session {
     /// Tasks whose R2T waits for such bytes.
     pub(super) starved: VecDeque<u32>,
     pub(super) jobs: FuturesUnordered<BoxFuture<'static, JobEnd>>,
+    /// A command that this thread flushes unless another comes.
+    pub(super) lone: Option<Lone>,
     /// Task management functions among them.
     pub(super) managing: u32,
     /// Places for [`AT_WORK`] commands.
@@ -193,6 +196,7 @@ impl Session {
             reserved: 0,
             starved: VecDeque::new(),
             jobs: FuturesUnordered::new(),
+            lone: None,
             managing: 0,
             places: Arc::new(Semaphore::new(AT_WORK)),
             next_tag: 1,
@@ -410,6 +414,7 @@ impl Session {
             input.reserve(need.saturating_sub(input.len()));
         }
         self.input = input;
+        self.flush_lone();
         self.send_data();
         result
     }
@@ -437,6 +442,7 @@ impl Session {
         if self.closing {
             return Ok(());
         }
+        self.not_alone();
         if self.zone.has_changed().unwrap_or(true) {
             self.recheck()?;
         }

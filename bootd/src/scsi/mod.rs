@@ -8,6 +8,7 @@ mod cdb;
 mod copy;
 mod execute;
 mod flights;
+mod flushes;
 mod inquiry;
 mod lasting;
 mod mode;

@@ -1,18 +1,17 @@
 //! A logical unit and the nexuses (sessions) that see it: unit attentions, RESERVE (6), aborts and
-//! resets, and the flush that many commands share.
+//! resets.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use tokio::sync::oneshot;
-
 use super::copy::Copies;
 use super::flights::Flights;
+use super::flushes::Flushes;
 use super::lasting::Lasting;
 use super::reservation::{Attention, Port};
 use super::sense::Sense;
-use crate::volume::{Volume, VolumeError, Watcher};
+use crate::volume::{Volume, Watcher};
 
 /// Unit attentions that wait for one nexus at most; more say nothing new.
 const MAX_ATTENTIONS: usize = 8;
@@ -78,14 +77,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-type FlushWaiter = oneshot::Sender<Result<(), Arc<VolumeError>>>;
-
-#[derive(Debug, Default)]
-struct FlushQueue {
-    running: bool,
-    waiters: Vec<FlushWaiter>,
-}
-
 /// A volume as the sessions of all its nodes share it.
 #[derive(Debug)]
 pub(crate) struct LogicalUnit {
@@ -100,20 +91,20 @@ pub(crate) struct LogicalUnit {
     /// Makes COMPARE AND WRITE and ORWRITE one step for each other. Plain writes are not held up:
     /// who mixes both has no order between them anyway.
     atomic: Mutex<()>,
-    flushes: Mutex<FlushQueue>,
+    pub flushes: Arc<Flushes>,
 }
 
 impl LogicalUnit {
     /// A unit over a volume.
     pub fn new(volume: Arc<dyn Volume>, lasting: Arc<Lasting>) -> Self {
         Self {
+            flushes: Arc::new(Flushes::of(Arc::clone(&volume))),
             volume,
             lasting,
             nexuses: Mutex::default(),
             holder: AtomicU64::new(0),
             resets: AtomicU64::new(0),
             atomic: Mutex::default(),
-            flushes: Mutex::default(),
         }
     }
 
@@ -230,61 +221,6 @@ impl LogicalUnit {
     pub fn atomically<T>(&self, step: impl FnOnce() -> T) -> T {
         let _one = lock(&self.atomic);
         step()
-    }
-
-    /// Returns when everything written before the call is on disk. Calls that come while a flush
-    /// runs share the next one.
-    ///
-    /// # Errors
-    /// The flush failed.
-    pub async fn flush(self: &Arc<Self>) -> Result<(), Arc<VolumeError>> {
-        let (sender, receiver) = oneshot::channel();
-        let start = {
-            let mut queue = lock(&self.flushes);
-            queue.waiters.push(sender);
-            !std::mem::replace(&mut queue.running, true)
-        };
-        if start {
-            let unit = Arc::clone(self);
-            // Bounded by the queue: one such thread per unit, which ends when nobody waits. It is
-            // not aborted when its caller goes, because others may wait for it too.
-            drop(tokio::task::spawn_blocking(move || unit.run_flushes()));
-        }
-        receiver.await.unwrap_or_else(|_| {
-            Err(Arc::new(VolumeError::Poisoned { volume: "that is shutting down".to_owned() }))
-        })
-    }
-
-    fn run_flushes(&self) {
-        let _end = EndOfFlushes(self);
-        loop {
-            let waiters = {
-                let mut queue = lock(&self.flushes);
-                if queue.waiters.is_empty() {
-                    queue.running = false;
-                    return;
-                }
-                std::mem::take(&mut queue.waiters)
-            };
-            let result = self.volume.flush().map_err(Arc::new);
-            for waiter in waiters {
-                // A waiter that is gone was aborted or its session has ended.
-                let _ = waiter.send(result.clone());
-            }
-        }
-    }
-}
-
-/// Lets the next flush begin, and fails those that wait for one, if a flush panicked.
-struct EndOfFlushes<'a>(&'a LogicalUnit);
-
-impl Drop for EndOfFlushes<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let mut queue = lock(&self.0.flushes);
-            queue.running = false;
-            queue.waiters.clear();
-        }
     }
 }
 

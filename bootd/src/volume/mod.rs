@@ -27,6 +27,7 @@ mod throttle;
 mod transfer;
 
 pub use check::{Findings, check_store};
+pub(crate) use cold::aside;
 pub use error::VolumeError;
 #[cfg(test)]
 pub(crate) use format::page_at as map_page_at;
@@ -100,6 +101,10 @@ pub trait Volume: Send + Sync + std::fmt::Debug {
     /// The disk failed. What was written since the last flush is then unknown, and the volume
     /// refuses everything from now on.
     fn flush(&self) -> Result<(), VolumeError>;
+
+    /// Whether a flush has little to do now, so that a thread which has other duties may wait for
+    /// it on a disk that is not slow.
+    fn flush_is_small(&self) -> bool;
 
     /// Whether a write or discard of this range may wait for the disk.
     fn may_wait(&self, offset: u64, length: u64) -> bool;

@@ -264,6 +264,10 @@ impl Volume for ImageVolume {
         Ok(())
     }
 
+    fn flush_is_small(&self) -> bool {
+        true
+    }
+
     fn may_wait(&self, _: u64, _: u64) -> bool {
         false
     }

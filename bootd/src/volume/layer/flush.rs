@@ -154,9 +154,11 @@ impl<B: Backing> Layer<B> {
             if !self.dirty.swap(false, Ordering::AcqRel) {
                 return Ok(());
             }
+            self.unflushed.store(0, Ordering::Relaxed);
             let settled = self.settled.load(Ordering::Acquire);
             let full = self.log_used.load(Ordering::Relaxed) > self.log_use.checkpoint_at;
-            if lock(&self.unsettled).iter().any(|range| range.epoch <= settled) {
+            let unsaid = lock(&self.log).said < settled;
+            if unsaid && lock(&self.unsettled).iter().any(|range| range.epoch <= settled) {
                 match self.append(&present, 0, Change::Mark) {
                     Ok(()) => {}
                     Err(Stop::LogFull | Stop::Settle) => {

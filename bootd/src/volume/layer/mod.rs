@@ -28,7 +28,8 @@
 //! - in the epoch of its first write it may be overwritten: the record with the new checksum goes
 //!   first, then the data; recovery accepts any checksum of that epoch;
 //! - once a flush has covered it, it is made settled before it is overwritten or discarded, by one
-//!   more flush that carries a mark. Usually that has long happened: every flush carries it.
+//!   more flush whose records name that epoch. Usually that has long happened: every flush carries
+//!   such a record, and if no write has made one since, a mark.
 //!
 //! **Discards** are a record of zeros; the blocks are given back only after a flush covers it.
 //!
@@ -116,11 +117,13 @@ struct Log {
     sequence: u64,
     /// Records that are on disk.
     flushed: u64,
+    /// The newest settled epoch that a record of this half names; 0 for none.
+    said: u64,
 }
 
 impl Log {
     fn start(sequence: u64) -> Self {
-        Self { position: 0, ahead: 0, number: 0, sequence, flushed: 0 }
+        Self { position: 0, ahead: 0, number: 0, sequence, flushed: 0, said: 0 }
     }
 }
 
@@ -198,6 +201,8 @@ pub(crate) struct Layer<B> {
     settled: AtomicU64,
     /// Something was written that no flush has covered.
     dirty: AtomicBool,
+    /// Bytes written since the last flush began, about.
+    unflushed: AtomicU64,
     ahead: Ahead,
     unsettled: Mutex<Vec<Range>>,
     discarded: Mutex<Vec<Range>>,
@@ -291,6 +296,7 @@ impl<B: Backing> Layer<B> {
         file.write_at(at, &bytes).map_err(|e| self.io("writing the log", at, e))?;
         log.position = used;
         log.number += 1;
+        log.said = record.settled;
         self.log_used.store(used, Ordering::Relaxed);
         Ok(())
     }

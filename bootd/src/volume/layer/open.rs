@@ -185,6 +185,7 @@ impl<B: Backing> Layer<B> {
             flushing: Mutex::new(Flushing { head, turned: false }),
             settled: AtomicU64::new(settled),
             dirty: AtomicBool::new(false),
+            unflushed: AtomicU64::new(0),
             ahead: Ahead::default(),
             unsettled: Mutex::default(),
             discarded: Mutex::default(),

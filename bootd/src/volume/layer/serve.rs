@@ -10,6 +10,10 @@ use crate::volume::error::VolumeError;
 use crate::volume::map::{BLOCK, Place};
 use crate::volume::{Extent, Volume, Watcher};
 
+/// Bytes that a small flush has to bring to the disk, at most, but for maps and what was written
+/// ahead.
+const SMALL_FLUSH: u64 = 1 << 20;
+
 impl<B: Backing> Volume for Layer<B> {
     fn identity(&self) -> [u8; 16] {
         self.identity
@@ -67,6 +71,11 @@ impl<B: Backing> Volume for Layer<B> {
 
     fn flush(&self) -> Result<(), VolumeError> {
         self.flush_all()
+    }
+
+    fn flush_is_small(&self) -> bool {
+        self.unflushed.load(Ordering::Relaxed) <= SMALL_FLUSH
+            && self.log_used.load(Ordering::Relaxed) <= self.log_use.checkpoint_at
     }
 
     fn may_wait(&self, offset: u64, length: u64) -> bool {

@@ -74,6 +74,7 @@ impl<B: Backing> Layer<B> {
         offset: u64,
         data: &[u8],
     ) -> Result<(), Stop> {
+        self.unflushed.fetch_add(data.len() as u64, Ordering::Relaxed);
         let end = offset + data.len() as u64;
         let (first, last) = (offset / BLOCK, (end - 1) / BLOCK);
         if self.bound(first, last - first + 1, present.epoch, present.file) {
