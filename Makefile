@@ -15,7 +15,8 @@ export PATH := $(PATH):/usr/sbin:/sbin
 export CROFT_BIN_DIR := $(BIN)
 export CROFT_IMAGE_DIR := $(IMAGES)
 
-.PHONY: help run shell demo test lint bench bench-boot packages build images clean conformance bench-iscsi soak
+.PHONY: help run shell demo test test-programs test-scenarios test-others lint bench bench-boot bench-iscsi conformance soak clean \
+	packages build programs agent images image-store
 
 help:
 	@echo "make run    a virtual rack with a farm in it, until Ctrl-C"
@@ -31,13 +32,23 @@ help:
 packages:
 	@tests/install-packages
 
+# What can be made side by side is: the agent is optimized as a whole, by one processor. The plus
+# signs let cargo share make's processors.
 build: packages
+	@$(MAKE) --no-print-directory -j$(shell nproc) programs agent
+
+programs:
+	+cargo build --release --workspace
+
+agent:
 	@mkdir -p $(BUILD)
-	cargo build --release --workspace
-	RUSTFLAGS="-C target-feature=+crt-static" cargo build --profile agent -p croft-agent --target x86_64-unknown-linux-gnu
+	+RUSTFLAGS="-C target-feature=+crt-static" cargo build --profile agent -p croft-agent --target x86_64-unknown-linux-gnu
 	install $(STATIC)/croft-agent $(BUILD)/croft-agent
 
 images: build
+	@$(MAKE) --no-print-directory image-store
+
+image-store:
 	$(BIN)/croft-images build --store $(IMAGES) --agent $(BUILD)/croft-agent --packages-cache $(BUILD)/packages --test
 
 run: images
@@ -53,13 +64,24 @@ demo: images
 
 lint:
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --release -- -D warnings
+	+cargo clippy --workspace --all-targets --release -- -D warnings
 
-# In one cargo run: another selection of packages would build the dependencies anew. Many tests wait
-# more than they work, so more run at once than there are processors.
+# Always the whole workspace: another selection of packages would build the dependencies anew. Many
+# tests wait more than they work, so more run at once than there are processors, and the scenarios in
+# the virtual rack beside the others.
 test: export RUST_TEST_THREADS ?= 4
-test: images lint
-	cargo test --release --workspace
+test: build
+	@$(MAKE) --no-print-directory -j$(shell nproc) image-store test-programs
+	@$(MAKE) --no-print-directory -j2 test-scenarios test-others
+
+test-programs: lint
+	+cargo test --release --workspace --no-run
+
+test-scenarios:
+	cargo test --release --workspace --test scenarios
+
+test-others:
+	cargo test --release --workspace -- --skip scenario::
 
 # Ends each volume with a line CONFORMANCE; part of `make test`, too.
 conformance: packages
