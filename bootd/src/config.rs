@@ -16,6 +16,8 @@ pub struct Config {
     pub image_dir: PathBuf,
     /// Directory with `undionly.kpxe` and `snponly.efi`.
     pub ipxe_dir: PathBuf,
+    /// Where operators may look; nowhere unless it is said.
+    pub(crate) status: Option<SocketAddr>,
     /// Who says what is served.
     pub(crate) source: Source,
 }
@@ -88,6 +90,7 @@ impl Config {
             } else {
                 Some(PathBuf::from("/usr/lib/ipxe"))
             };
+            let status = if doc.has("status") { status(doc) } else { None };
             let alone = ["segment", "blueprint", "rule", "node", "site"];
             let source = if doc.has("edge") || !alone.iter().any(|key| doc.has(key)) {
                 for key in alone.iter().filter(|key| doc.has(key)) {
@@ -104,6 +107,7 @@ impl Config {
                 state_dir: state_dir?,
                 image_dir: image_dir?,
                 ipxe_dir: ipxe_dir?,
+                status,
                 source: source?,
             })
         })
@@ -122,6 +126,18 @@ impl Config {
             ),
         }
     }
+}
+
+fn status(doc: &mut checked_toml::Table<'_>) -> Option<SocketAddr> {
+    let mut status = doc.table("status")?;
+    let listen: Option<SocketAddr> = status.required("listen");
+    if listen.is_some_and(|address| address.ip().is_unspecified()) {
+        status.fault(
+            "listen",
+            "must be one address that only operators reach, such as 127.0.0.1:9180",
+        );
+    }
+    listen
 }
 
 fn edge(doc: &mut checked_toml::Table<'_>) -> Option<EdgeConfig> {

@@ -1,5 +1,6 @@
 //! SIGHUP: the configuration file is read again, and taken whole or not at all.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -25,6 +26,7 @@ pub(crate) struct Fixed {
     state_dir: PathBuf,
     image_dir: PathBuf,
     ipxe_dir: PathBuf,
+    status: Option<SocketAddr>,
     /// Volumes belong to it. None under control.
     site: Option<FarmName>,
 }
@@ -36,6 +38,7 @@ impl Fixed {
             state_dir: config.state_dir.clone(),
             image_dir: config.image_dir.clone(),
             ipxe_dir: config.ipxe_dir.clone(),
+            status: config.status,
             site: match &config.source {
                 Source::Control(_) => None,
                 Source::Alone(plan) => Some(plan.site.clone()),
@@ -49,6 +52,9 @@ impl Fixed {
             == (&next.state_dir, &next.image_dir, &next.ipxe_dir);
         match (&self.site, &next.site) {
             _ if !same => Some("a directory is another one: restart bootd for that"),
+            _ if self.status != next.status => {
+                Some("the address of [status] is another one: restart bootd for that")
+            }
             (Some(_), None) => Some("it is under control now: restart bootd for that"),
             (ours, theirs) if ours != theirs => {
                 Some("site is another one: volumes belong to it, so it cannot change")

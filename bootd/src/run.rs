@@ -27,6 +27,7 @@ use crate::keeper::{Keeper, Sessions};
 use crate::reload::{self, Fixed, Reload};
 use crate::scrub;
 use crate::segment::{Links, Ready, Servers, Supervisor};
+use crate::status::{self, Shown, StatusError};
 use crate::storage_policy::{PolicyError, PolicyKeeper};
 use crate::tftp::{ProgramError, Programs};
 use crate::volume::{ImageStore, Report, VolumeError, VolumeStore};
@@ -69,6 +70,10 @@ pub(crate) enum Fault {
     Registrar(#[from] RegistrarError),
     #[error("control could not call")]
     Edge(#[from] EdgeError),
+    #[error("operators could not look")]
+    Status(#[from] StatusError),
+    #[error("the address of [status] is of no use any more")]
+    StatusEnded(#[source] std::io::Error),
     #[error("cannot talk to the kernel about devices")]
     Netlink(#[source] std::io::Error),
     #[error("a part of bootd ended by itself: {0}")]
@@ -91,6 +96,10 @@ async fn run_parts(config: Config, reload: Reload, stop: CancellationToken) -> R
     let _lock = lock(&config.state_dir)?;
     let (events, notices) = Events::channel(NOTICES);
     let journal = Arc::new(Journal::open(&config.state_dir)?);
+    let status = match config.status {
+        Some(address) => Some(status::bind(address).await?),
+        None => None,
+    };
     let (door, plan, holder, kept) = match config.source {
         Source::Control(edge) => {
             let holder = Holder::open(&config.state_dir)?;
@@ -194,6 +203,16 @@ async fn run_parts(config: Config, reload: Reload, stop: CancellationToken) -> R
     };
     let clerk = alone.as_ref().map(|(clerk, _, _)| Arc::clone(clerk));
 
+    let (watched, token) = (Arc::clone(&desk), serving.clone());
+    tasks.spawn(async {
+        status::watch(watched, token).await;
+        ("watch", Ok(()))
+    });
+    if let Some(listener) = status {
+        let shown = Shown { desk: Arc::clone(&desk), sessions: Arc::clone(&sessions) };
+        let serving = status::serve(listener, shown, serving.clone());
+        tasks.spawn(async { ("status", serving.await.map_err(Fault::StatusEnded)) });
+    }
     let ready = Ready::default();
     let scrubbed = Arc::clone(&images);
     let servers =

@@ -75,6 +75,11 @@ impl Clerk {
         clerk
     }
 
+    /// Where what is not DHCP is asked.
+    pub(crate) fn desk(&self) -> &Arc<Desk> {
+        &self.parts.desk
+    }
+
     /// Answers a request that arrived on the leg `segment`; none: say nothing.
     pub(crate) async fn dhcp(
         self: &Arc<Self>,
@@ -134,6 +139,9 @@ impl Clerk {
                 Kind::Inform => None,
             }
         };
+        if role.is_some() {
+            self.parts.desk.note_dhcp(&node, request, answer.as_ref());
+        }
         match answer? {
             Answer::Reply(reply) => Some(reply),
             Answer::NoProgram(number) => {

@@ -194,7 +194,7 @@ impl Desk {
         let server = desired.segments.get(segment)?.address;
         let facts = Facts { segment, mac: request.mac, uuid: request.uuid };
         let identity = identify(&desired, facts);
-        self.note_dhcp(segment, &identity);
+        self.heard_dhcp(segment, &identity);
         let assignment = match identity {
             Identity::Member { assignment, .. } => assignment,
             odd => {
@@ -202,8 +202,10 @@ impl Desk {
                 return None;
             }
         };
-        let standing = self.standing(assignment, request).await?;
-        match decide(request, assignment.address, server, standing) {
+        let standing = self.standing(assignment, request).await;
+        let answer = standing.map(|standing| decide(request, assignment.address, server, standing));
+        self.note_dhcp(&assignment.node, request, answer.as_ref());
+        match answer? {
             Answer::Reply(reply) => Some(reply),
             Answer::Silence => None,
             Answer::AddressInUse => {
@@ -221,7 +223,7 @@ impl Desk {
         }
     }
 
-    fn note_dhcp(&self, segment: &SegmentName, identity: &Identity<'_>) {
+    fn heard_dhcp(&self, segment: &SegmentName, identity: &Identity<'_>) {
         let node = match identity {
             Identity::Unknown | Identity::OtherNic(_) | Identity::Impostor(_) => return,
             Identity::Idle(node) => &node.name,

@@ -12,6 +12,7 @@ mod node_image;
 mod presence;
 mod records;
 mod script;
+mod steps;
 mod window;
 
 pub(crate) use desk::{AttachRefusal, Attached, Credential, Desk, DeskParts};

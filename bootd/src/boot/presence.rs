@@ -106,6 +106,11 @@ impl Presence {
         }
     }
 
+    /// How many agents have a stream open.
+    pub(crate) fn attached(&self) -> usize {
+        self.lock().values().filter(|seen| seen.attached).count()
+    }
+
     /// How many nodes something is known of.
     #[cfg(test)]
     pub(crate) fn known(&self) -> usize {

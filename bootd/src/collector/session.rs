@@ -16,6 +16,7 @@ use tonic::{Status, Streaming};
 use super::clean;
 use crate::boot::{Attached, Desk, Ticket};
 use crate::desired::Assignment;
+use crate::trace::{Seen, Service, Stage};
 
 /// Time between polls.
 const POLL: Duration = Duration::from_secs(1);
@@ -43,6 +44,8 @@ pub(super) struct Session {
     /// The agent has used its session key: its token is spent.
     confirmed: bool,
     last: Instant,
+    /// What the agent last said of its health.
+    health: common::Health,
     over: bool,
 }
 
@@ -94,6 +97,7 @@ impl Session {
             phase: None,
             confirmed: false,
             last: Instant::now(),
+            health: common::Health::Unspecified,
             over: false,
         };
         session.follow();
@@ -176,6 +180,8 @@ impl Session {
             Err(_) => return Err(Status::unavailable("cut off, attach again")),
         }
         self.confirmed = true;
+        let attached = Seen::of(Service::Agent, "its agent attached").reaching(Stage::Attached);
+        self.desk.traces().note(&self.assignment.node, attached);
         let text = format!("the agent of {} attached", self.assignment.member);
         self.desk.tell("attached", &self.assignment, text);
         Ok(())
@@ -212,6 +218,7 @@ impl Session {
         let detail = clean::text(&sample.health_detail);
         let backends = clean::backends(sample.backends);
         let load = sample.load.map(clean::load);
+        self.note_health(health, &detail);
         self.ticket.said(|seen| {
             seen.health = health;
             seen.health_detail = detail;
@@ -221,6 +228,23 @@ impl Session {
                 seen.samples += 1;
             }
         });
+    }
+
+    /// Notes each change of health in the boot's trace.
+    fn note_health(&mut self, health: common::Health, detail: &str) {
+        if std::mem::replace(&mut self.health, health) == health {
+            return;
+        }
+        let seen = match health {
+            common::Health::Healthy => {
+                Seen::of(Service::Agent, "its health check passes").reaching(Stage::Healthy)
+            }
+            common::Health::Unhealthy => {
+                Seen::of(Service::Agent, format!("its health check fails: {detail}")).failed()
+            }
+            common::Health::Pending | common::Health::Unspecified => return,
+        };
+        self.desk.traces().note(&self.assignment.node, seen);
     }
 
     /// Queues what has changed in the desired state for this agent.

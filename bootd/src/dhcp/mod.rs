@@ -106,10 +106,15 @@ async fn answer(
     from: SocketAddr,
     loud: bool,
 ) {
-    let reply = match who {
+    let reply = match &who {
         Who::Desk(desk) => desk.dhcp(&segment, &request).await,
         Who::Clerk(clerk) => clerk.dhcp(&segment, &request).await,
     };
+    let desk = match &who {
+        Who::Desk(desk) => desk,
+        Who::Clerk(clerk) => clerk.desk(),
+    };
+    desk.traces().metrics().dhcp(reply.is_some());
     let Some(reply) = reply else { return };
     let mac = request.mac;
     let bytes = match reply.encode(&request) {

@@ -16,6 +16,8 @@ use tokio::sync::mpsc;
 pub(crate) use journal::{Journal, JournalError};
 use limit::{Limiter, Told};
 
+use crate::trace::Traces;
+
 /// One fact. It holds no secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
@@ -37,13 +39,20 @@ pub struct Events {
     sender: mpsc::Sender<Notice>,
     lost: Arc<AtomicU64>,
     limiter: Arc<Mutex<Limiter>>,
+    traces: Traces,
 }
 
 impl Events {
     /// A sink with room for `room` notices that nobody has stored yet, and its other end.
     pub fn channel(room: usize) -> (Self, mpsc::Receiver<Notice>) {
         let (sender, receiver) = mpsc::channel(room);
-        (Self { sender, lost: Arc::default(), limiter: Arc::default() }, receiver)
+        let (lost, limiter, traces) = (Arc::default(), Arc::default(), Traces::default());
+        (Self { sender, lost, limiter, traces }, receiver)
+    }
+
+    /// The last boots of nodes, to which everybody who leaves notices adds steps, too.
+    pub(crate) fn traces(&self) -> &Traces {
+        &self.traces
     }
 
     /// Leaves a notice. If the store lags too far behind it is counted as lost instead, so that a

@@ -1,13 +1,25 @@
-//! Streams a file's bytes: large reads, the next one under way while the last is sent.
+//! Bodies of answers. A file's bytes are streamed: large reads, the next one under way while the
+//! last is sent.
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::net::IpAddr;
 use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use bytes::Bytes;
+use croft_proto::SegmentName;
 use futures::stream;
+use hyper::body::{Frame, SizeHint};
 use tokio::task::JoinHandle;
+
+use super::{Peer, Site};
+use crate::boot::Desk;
+use crate::trace::{Seen, Service};
 
 /// Bytes of one read.
 const CHUNK: usize = 256 << 10;
@@ -45,6 +57,74 @@ async fn step(reading: Reading) -> io::Result<Option<(Bytes, Reading)>> {
     let (file, chunk) = reading.next.await??;
     let left = reading.left - chunk.len() as u64;
     Ok(Some((Bytes::from(chunk), Reading { next: read(file, left), left })))
+}
+
+/// What is noted of an answer when it was sent, or its connection has ended.
+#[derive(Debug)]
+pub(super) struct Noted {
+    desk: Arc<Desk>,
+    segment: SegmentName,
+    peer: IpAddr,
+    seen: Seen,
+}
+
+impl Noted {
+    pub(super) fn new(site: &Site, peer: Peer, seen: Seen) -> Self {
+        let (desk, segment) = (Arc::clone(&site.desk), site.segment.clone());
+        Self { desk, segment, peer: peer.0, seen }
+    }
+}
+
+/// A body of which a node's trace tells how much was sent of its `size`. Of an answer to HEAD it
+/// tells nothing.
+pub(super) fn noted(body: Body, size: u64, noted: Noted) -> Body {
+    Body::new(Counted { body, size, sent: 0, asked: false, begun: Instant::now(), noted })
+}
+
+struct Counted {
+    body: Body,
+    size: u64,
+    sent: u64,
+    asked: bool,
+    begun: Instant,
+    noted: Noted,
+}
+
+impl HttpBody for Counted {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        self.asked = true;
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if let Poll::Ready(Some(Ok(frame))) = &frame {
+            self.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if !self.asked {
+            return;
+        }
+        let Noted { desk, segment, peer, seen } = &self.noted;
+        desk.traces().metrics().sent(Service::Http, self.sent);
+        let seen = seen.clone().moving(self.sent, self.size, self.begun.elapsed());
+        desk.note_at(segment, *peer, seen);
+    }
 }
 
 #[cfg(test)]

@@ -23,6 +23,8 @@ use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use body::Noted;
+use bytes::Bytes;
 use croft_proto::{ImageVersion, SegmentName};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -36,6 +38,7 @@ use crate::alone::Clerk;
 use crate::boot::{Desk, ImagePart, NodeFile, Refusal};
 use crate::gate::Gate;
 use crate::tftp::Programs;
+use crate::trace::{Seen, Service, Stage};
 
 /// A request's header must be complete in this time.
 const HEADER_TIME: Duration = Duration::from_secs(10);
@@ -57,17 +60,16 @@ pub(crate) struct Site {
 #[derive(Debug, Clone, Copy)]
 struct Peer(IpAddr);
 
-/// Serves a segment until `cancel`.
+/// Serves a listener until `cancel`, as many connections as the gate lets in.
 ///
 /// # Errors
 /// The listener failed: its device is gone.
 pub(crate) async fn serve(
     listener: TcpListener,
-    site: Site,
+    router: Router,
+    gate: Gate,
     cancel: CancellationToken,
 ) -> std::io::Result<()> {
-    let gate = Gate::new(1024, 8);
-    let router = router(site);
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -106,7 +108,13 @@ async fn connection(
     }
 }
 
-fn router(site: Site) -> Router {
+/// How many connections a segment's nodes may have.
+pub(crate) fn gate() -> Gate {
+    Gate::new(1024, 8)
+}
+
+/// What a segment's nodes may ask for.
+pub(crate) fn router(site: Site) -> Router {
     Router::new()
         .route("/boot/script", get(script))
         .route("/boot/node.img", get(node_image))
@@ -122,14 +130,20 @@ async fn script(State(site): State<Site>, Extension(peer): Extension<Peer>) -> R
     }
     let (desk, segment) = (Arc::clone(&site.desk), site.segment.clone());
     match blocking(move || desk.script(&segment, peer.0)).await {
-        Ok(script) => secret("text/plain", script.into()),
+        Ok(script) => {
+            let seen = site.desk.script_step(&site.segment, peer.0);
+            secret("text/plain", script.into(), Noted::new(&site, peer, seen))
+        }
         Err(refusal) => refuse(&site, peer, "the boot script", &refusal),
     }
 }
 
 async fn node_image(State(site): State<Site>, Extension(peer): Extension<Peer>) -> Response {
     match site.desk.node_image(&site.segment, peer.0) {
-        Ok(image) => secret("application/octet-stream", image.into()),
+        Ok(image) => {
+            let seen = Seen::of(Service::Http, "its own initrd");
+            secret("application/octet-stream", image.into(), Noted::new(&site, peer, seen))
+        }
         Err(refusal) => refuse(&site, peer, "its initrd", &refusal),
     }
 }
@@ -161,7 +175,13 @@ async fn image_file(site: Site, peer: Peer, version: &str, part: ImagePart) -> R
         Err(refusal) => return refuse(&site, peer, "an image file", &refusal),
     };
     match body::stream(&path, size).await {
-        Ok(body) => sized("application/octet-stream", size, body),
+        Ok(body) => {
+            let seen = match part {
+                ImagePart::Kernel => Seen::of(Service::Http, "kernel").reaching(Stage::Kernel),
+                ImagePart::Initrd => Seen::of(Service::Http, "the image's initrd"),
+            };
+            sized("application/octet-stream", size, body, Noted::new(&site, peer, seen))
+        }
         Err(error) => {
             tracing::error!(path = %path.display(), %error, "an image file cannot be read");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
@@ -178,21 +198,26 @@ async fn program(
         return refuse(&site, peer, "a boot program", &Refusal::Stranger);
     }
     match site.programs.get(&file) {
-        Some(bytes) => sized("application/efi", bytes.len() as u64, bytes.into()),
+        Some(bytes) => {
+            let seen = Seen::of(Service::Http, file).reaching(Stage::Program);
+            let noted = Noted::new(&site, peer, seen);
+            sized("application/efi", bytes.len() as u64, bytes.into(), noted)
+        }
         None => StatusCode::NOT_FOUND.into_response(),
     }
 }
 
-fn sized(kind: &'static str, size: u64, body: Body) -> Response {
-    let mut response = Response::new(body);
+fn sized(kind: &'static str, size: u64, body: Body, noted: Noted) -> Response {
+    let mut response = Response::new(body::noted(body, size, noted));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(size));
     response
 }
 
-fn secret(kind: &'static str, body: Body) -> Response {
-    let mut response = Response::new(body);
+fn secret(kind: &'static str, bytes: Bytes, noted: Noted) -> Response {
+    let size = bytes.len() as u64;
+    let mut response = Response::new(body::noted(bytes.into(), size, noted));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -204,6 +229,8 @@ fn refuse(site: &Site, peer: Peer, what: &str, refusal: &Refusal) -> Response {
     let status = match refusal {
         Refusal::Stranger | Refusal::NotOpen | Refusal::OtherImage => {
             tracing::info!(%segment, %peer, reason = %refusal, "refused {what}");
+            let text = format!("refused {what}: {refusal}");
+            site.desk.note_at(segment, peer, Seen::of(Service::Http, text).failed());
             StatusCode::FORBIDDEN
         }
         Refusal::Image(_) | Refusal::Script(_) | Refusal::Initrd(_) | Refusal::NotKept(_) => {

@@ -316,6 +316,7 @@ impl Connection {
         let (node, target) = (grant.node.clone(), grant.target.clone());
         let normal = login.kind == SessionKind::Normal;
         if normal {
+            self.shared.refusals.let_in(&node);
             tracing::info!(%node, %target, peer = %self.peer, tsih = registered.tsih, "iSCSI session begins");
         }
         let surroundings = Surroundings {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use croft_proto::{FarmName, NodeName, SegmentName};
 
 use crate::events::{Events, Notice};
+use crate::trace::{Seen, Service, Stage};
 
 /// The same peer is not reported for the same reason again within this.
 const QUIET: Duration = Duration::from_secs(10);
@@ -45,6 +46,10 @@ impl Refusals {
 
     /// Reports a refusal, or counts it.
     pub fn report(&self, refused: Refused<'_>) {
+        if let Some((node, _)) = &refused.node {
+            let text = format!("login refused: {}", refused.reason);
+            self.events.traces().note(node, Seen::of(Service::Iscsi, text).failed());
+        }
         let Some(before) = self.count(refused.peer, refused.reason) else { return };
         let Refused { peer, segment, initiator, node, reason } = refused;
         let name = initiator.map_or_else(|| "an unnamed initiator".to_owned(), str::to_owned);
@@ -61,6 +66,17 @@ impl Refusals {
             farm,
             text: format!("iSCSI login of {name} from {peer} refused: {reason}{more}"),
         });
+    }
+
+    /// Notes a login that was let in: the operating system's, if its kernel was fetched before.
+    pub fn let_in(&self, node: &NodeName) {
+        let traces = self.events.traces();
+        let seen = if traces.stage(node) >= Some(Stage::Kernel) {
+            Seen::of(Service::Iscsi, "the operating system logged in").reaching(Stage::Login)
+        } else {
+            Seen::of(Service::Iscsi, "the firmware logged in")
+        };
+        traces.note(node, seen);
     }
 
     /// How many were counted since the last notice; `None` if this one is only counted too.

@@ -101,7 +101,7 @@ impl Servers {
             clerk: self.clerk.clone(),
             programs: Arc::clone(programs),
         };
-        let http = http::serve(sockets.http, site, cancel.clone());
+        let http = http::serve(sockets.http, http::router(site), http::gate(), cancel.clone());
         servers.spawn(async { ("HTTP", http.await.map_err(Into::into)) });
         let collector = collector::serve(
             sockets.collector,

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_tftp::packet::Error as Refusal;
 use async_tftp::server::{Handler, TftpServerBuilder};
@@ -23,6 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::boot::Desk;
+use crate::trace::{Seen, Service, Stage};
 
 /// UDP port of TFTP servers.
 pub(crate) const PORT: u16 = 69;
@@ -127,7 +128,15 @@ impl Files {
         let permit = permit.map_err(|_| Refusal::Msg("too many transfers, ask again".into()))?;
         tracing::debug!(segment = %self.segment, %client, file = name, "TFTP transfer");
         let size = rest.len() as u64;
-        Ok((Transfer { rest, _permit: permit }, Some(size)))
+        let begun = Noted {
+            desk: Arc::clone(&self.desk),
+            segment: self.segment.clone(),
+            client,
+            name: name.to_owned(),
+            size,
+            begun: Instant::now(),
+        };
+        Ok((Transfer { rest, noted: begun, _permit: permit }, Some(size)))
     }
 }
 
@@ -156,7 +165,30 @@ impl Handler for Files {
 /// What is left to send of a file.
 struct Transfer {
     rest: Bytes,
+    noted: Noted,
     _permit: OwnedSemaphorePermit,
+}
+
+/// What is noted of a transfer when it is over.
+struct Noted {
+    desk: Arc<Desk>,
+    segment: SegmentName,
+    client: IpAddr,
+    name: String,
+    size: u64,
+    begun: Instant,
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        let Noted { desk, segment, client, name, size, begun } = &self.noted;
+        let sent = size - self.rest.len() as u64;
+        desk.traces().metrics().sent(Service::Tftp, sent);
+        let seen = Seen::of(Service::Tftp, name.as_str()).moving(sent, *size, begun.elapsed());
+        // UEFI asks for the size first and takes nothing.
+        let seen = if sent > 0 { seen.reaching(Stage::Program) } else { seen };
+        desk.note_at(segment, *client, seen);
+    }
 }
 
 impl AsyncRead for Transfer {

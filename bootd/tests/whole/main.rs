@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use croft_proto::agent::bootd_message;
-use croft_proto::{common, edge};
+use croft_proto::{AgentConfig, common, edge};
 use croft_test_support::agent::{self, Agent, token};
 use croft_test_support::dhcp::{ACK, BIOS, DISCOVER, IPXE, OFFER, REQUEST};
 use croft_test_support::namespace::{self, sh};
@@ -69,6 +69,38 @@ fn password(script: &[u8]) -> String {
     let script = String::from_utf8_lossy(script);
     let line = script.lines().find(|line| line.starts_with("set password "));
     line.expect("a password").to_owned()
+}
+
+/// What operators see of n1's boot is what happened, and none of its secrets.
+async fn shows_the_boot(site: &Site, config: &AgentConfig, password: &str) {
+    let text = site.look("/boots/n1").await;
+    for step in ["DISCOVER of BIOS: OFFER 10.20.1.10, undionly.kpxe", "kernel, 3000 kB"] {
+        assert!(text.contains(step), "no {step:?} in\n{text}");
+    }
+    let json = site.look("/boots/n1?format=json").await;
+    let boots: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!((boots.as_array().map(Vec::len), &boots[0]["stage"]), (Some(1), &"healthy".into()));
+    let steps = boots[0]["steps"].as_array().expect("a list");
+    let services: Vec<_> = steps.iter().filter_map(|step| step["service"].as_str()).collect();
+    for service in ["dhcp", "tftp", "http", "agent"] {
+        assert!(services.contains(&service), "{services:?}");
+    }
+    let refused = steps.iter().find(|step| step["failed"] == true).expect("one was refused");
+    assert_eq!(refused["text"], "refused its initrd: the node's boot window is not open");
+    let kernel = steps.iter().find(|step| step["text"] == "kernel").expect("it was fetched");
+    assert_eq!(
+        (&kernel["moved"]["bytes"], &kernel["moved"]["of"]),
+        (&3_000_000.into(), &3_000_000.into())
+    );
+    let metrics = site.look("/metrics").await;
+    for line in ["croft_bootd_boots_healthy_total 1", "croft_bootd_agents 1"] {
+        assert!(metrics.lines().any(|l| l == line), "no {line:?} in\n{metrics}");
+    }
+    let secret = password.rsplit(' ').next().expect("a word");
+    let token = config.boot_token.expose();
+    for shown in [text, json, metrics, site.look("/boots").await] {
+        assert!(!shown.contains(secret) && !shown.contains(token), "a secret is in\n{shown}");
+    }
 }
 
 #[test]
@@ -136,6 +168,7 @@ fn a_node_boots_and_boots_again_after_bootd_was_killed() {
         })
         .await;
         assert_eq!((frame.samples[0].member.as_str(), frame.samples[0].window), ("shop/web/1", 1));
+        shows_the_boot(&site, &config, &password(&script)).await;
         let spent = Agent::attach(&config, None, token(&config)).await.expect_err("refused");
         assert_eq!(spent.code(), Code::PermissionDenied);
         assert_eq!(get("/boot/script").await.0, 403);

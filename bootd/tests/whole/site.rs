@@ -1,5 +1,6 @@
 //! One bootd with its certificates, images and state, and control's side of the edge.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -7,11 +8,12 @@ use std::time::{Duration, Instant};
 use croft_proto::edge::edge_client::EdgeClient;
 use croft_proto::edge::storage_client::StorageClient;
 use croft_proto::{Generation, ImageVersion, common, edge};
-use croft_test_support::images;
+use croft_test_support::{http, images};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 pub const EDGE: &str = "10.255.0.2:7443";
+const STATUS: &str = "10.255.0.2:9180";
 
 /// Files of a site. Dropping it kills its bootd.
 pub struct Site {
@@ -47,7 +49,8 @@ impl Site {
             &format!(
                 "state_dir = '{shown}/state'\nimage_dir = '{shown}/images'\n\
                  ipxe_dir = '{shown}/ipxe'\n[edge]\nlisten = '{EDGE}'\nca = '{shown}/ca.pem'\n\
-                 certificate = '{shown}/edge.pem'\nkey = '{shown}/edge.key'\n"
+                 certificate = '{shown}/edge.pem'\nkey = '{shown}/edge.key'\n\
+                 [status]\nlisten = '{STATUS}'\n"
             ),
         );
         std::fs::create_dir(dir.join("ipxe")).expect("made");
@@ -86,6 +89,14 @@ impl Site {
     /// Control's side of the door for volumes.
     pub async fn storage(&self) -> StorageClient<Channel> {
         StorageClient::new(self.channel().await)
+    }
+
+    /// What an operator sees.
+    pub async fn look(&self, path: &str) -> String {
+        let (source, target) = (Ipv4Addr::UNSPECIFIED, STATUS.parse().expect("an address"));
+        let (code, body) = http::get_at(source, target, path).await.expect("it answers");
+        assert_eq!(code, 200, "{path}");
+        String::from_utf8(body).expect("text")
     }
 
     /// Control's connection; bootd may still be starting.

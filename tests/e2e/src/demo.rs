@@ -157,7 +157,26 @@ pub async fn boot(
     let report = client.stop().await?;
     ensure!(report.failed == 0, "first requests failed: {:?}", report.failures);
     time.step(format!("the internet is answered by {}", names(&report)));
+    show_boots(site, want.values(), time).await?;
     Ok(took)
+}
+
+/// bootd can say how each node came up; the first is shown.
+async fn show_boots(
+    site: &Site,
+    nodes: impl Iterator<Item = &String>,
+    time: Timeline,
+) -> anyhow::Result<()> {
+    for (number, node) in nodes.enumerate() {
+        let text = site.boots(node).await?;
+        let first = text.lines().next().unwrap_or_default();
+        ensure!(first.contains(", healthy after "), "bootd does not know how it came up:\n{text}");
+        if number == 0 {
+            time.step(format!("how {node} came up, as bootd saw it"));
+            text.lines().for_each(|line| time.detail(line));
+        }
+    }
+    Ok(())
 }
 
 fn names(report: &Report) -> String {

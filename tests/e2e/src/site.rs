@@ -15,6 +15,7 @@ use crate::wait::until;
 
 const CONTROL: &str = "10.255.0.1:7000";
 const EDGE: &str = "10.255.0.2:7443";
+const STATUS: &str = "10.255.0.2:9180";
 
 /// Control, bootd and the rack below them.
 pub struct Site {
@@ -84,6 +85,13 @@ impl Site {
         let mut site = Self { rack, api, edge, dir, control: None, bootd: None, kill_at: None };
         site.resume_bootd().await?;
         Ok(site)
+    }
+
+    /// What bootd shows of a node's last boots.
+    pub async fn boots(&self, node: &str) -> anyhow::Result<String> {
+        let url = format!("http://{STATUS}/boots/{node}");
+        let answer = reqwest::get(&url).await.and_then(reqwest::Response::error_for_status);
+        Ok(answer.with_context(|| format!("asking {url}"))?.text().await?)
     }
 
     fn log(&self, name: &str) -> anyhow::Result<Stdio> {
@@ -261,7 +269,8 @@ fn bootd_config(dir: &Path, images: &Path) -> String {
     let tls = dir.join("control/bootd0");
     format!(
         "state_dir = {:?}\nimage_dir = {:?}\nipxe_dir = \"/usr/lib/ipxe\"\n\n[edge]\n\
-         listen = \"{EDGE}\"\nca = {:?}\ncertificate = {:?}\nkey = {:?}\n",
+         listen = \"{EDGE}\"\nca = {:?}\ncertificate = {:?}\nkey = {:?}\n\n[status]\n\
+         listen = \"{STATUS}\"\n",
         dir.join("bootd"),
         images,
         tls.join("ca.pem"),

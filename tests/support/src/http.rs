@@ -21,7 +21,20 @@ pub async fn connect(source: Ipv4Addr, target: SocketAddr) -> io::Result<TcpStre
 /// # Errors
 /// The server is away, or went away meanwhile.
 pub async fn get(source: Ipv4Addr, server: Ipv4Addr, path: &str) -> io::Result<(u16, Vec<u8>)> {
-    let mut stream = connect(source, (server, croft_proto::HTTP_PORT).into()).await?;
+    get_at(source, (server, croft_proto::HTTP_PORT).into(), path).await
+}
+
+/// GET from another port.
+///
+/// # Errors
+/// As [`get`].
+pub async fn get_at(
+    source: Ipv4Addr,
+    target: SocketAddr,
+    path: &str,
+) -> io::Result<(u16, Vec<u8>)> {
+    let mut stream = connect(source, target).await?;
+    let server = target.ip();
     let request = format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
