@@ -6,7 +6,7 @@
 //! has no session left, nor another node one in which it sees a volume that is this one's alone now;
 //! only then is the boot prepared and granted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -134,7 +134,10 @@ impl Keeper {
             outcomes.insert(volume.id.clone(), outcome);
         }
         let sessions = self.sessions.open_sessions();
-        let busy: BTreeSet<NodeName> = sessions.iter().map(|session| session.node.clone()).collect();
+        let busy: BTreeSet<NodeName> =
+            sessions.iter().map(|session| session.node.clone()).collect();
+        let seen: HashSet<&VolumeId> =
+            sessions.iter().flat_map(|session| &session.volumes).collect();
         let mut settled = true;
         for assignment in desired.assignments.values() {
             let Some(boot) = self.records.get(&assignment.node) else { continue };
@@ -142,9 +145,8 @@ impl Keeper {
             if !waits || boot.window != assignment.window {
                 continue;
             }
-            let others: BTreeSet<&VolumeId> = sessions.iter().flat_map(|s| &s.volumes).collect();
-            let shared = desired.own_volumes(assignment).any(|v| others.contains(&v.id));
-            if busy.contains(&assignment.node) || shared {
+            let taken = desired.own_volumes(assignment).any(|volume| seen.contains(&volume.id));
+            if busy.contains(&assignment.node) || taken {
                 settled = false;
                 self.pending(assignment, &mut outcomes, "a session of an older boot is still open");
                 continue;

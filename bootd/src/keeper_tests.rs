@@ -419,7 +419,8 @@ fn an_exclusive_volume_moves_only_when_the_old_nodes_session_is_gone() {
         state.assignments[0].node = "n3".to_owned();
     });
     bench.open(2);
-    let prepared = || bench.keeper.records.get(&"n3".parse().expect("name")).expect("a boot").prepared;
+    let prepared =
+        || bench.keeper.records.get(&"n3".parse().expect("name")).expect("a boot").prepared;
     assert!(!bench.keeper.settle() && !prepared());
     assert!(bench.keeper.outcome(&root()).is_err_and(|why| why.contains("session")));
     // A session that sees only what is shared is in nobody's way.

@@ -48,7 +48,8 @@ fn given(rack: &Rack) -> BTreeMap<String, (String, Vec<String>)> {
 }
 
 async fn told_is(rack: &Rack, what: &str, expected: &[(&str, u64)]) {
-    let expected: BTreeMap<_, _> = expected.iter().map(|(id, mib)| ((*id).to_owned(), *mib)).collect();
+    let expected: BTreeMap<_, _> =
+        expected.iter().map(|(id, mib)| ((*id).to_owned(), *mib)).collect();
     eventually(what, PATIENCE, || async {
         let told = told(rack);
         if told == expected { Ok(()) } else { Err(format!("{told:?}")) }
@@ -85,9 +86,8 @@ async fn data_outlives_nodes_members_and_edits_and_goes_with_its_farm() {
     rack.state.lock().power_off(&victim);
     eventually("another node has the data", PATIENCE, || async {
         let now = given(&rack);
-        let moved = now.get("shop-web-2").is_some_and(|(node, data)| {
-            *node != victim && *data == second
-        });
+        let moved =
+            now.get("shop-web-2").is_some_and(|(node, data)| *node != victim && *data == second);
         if moved { Ok(()) } else { Err(format!("{now:?}")) }
     })
     .await;

@@ -32,8 +32,8 @@ pub use image::{
 pub use iqn::{InvalidIqn, Iqn};
 pub use mac::{InvalidMac, MacAddr};
 pub use names::{
-    BlueprintName, BootdName, ClassName, DataName, FarmName, ImageName, InvalidName, MemberName, NodeName,
-    OrganizationName, RoleName, SegmentName, SwitchName, TierName, VolumeId,
+    BlueprintName, BootdName, ClassName, DataName, FarmName, ImageName, InvalidName, MemberName,
+    NodeName, OrganizationName, RoleName, SegmentName, SwitchName, TierName, VolumeId,
 };
 pub use secret::Secret;
 pub use vlan::{InvalidVlan, VlanId};

@@ -49,7 +49,11 @@ fn faults_are_found_where_they_are() {
             "boot = \"local\"\nkernel_args = \"a; b\"",
             "blueprint[2].kernel_args",
         ),
-        ("data = [\"content\"]", "data = [\"a\", \"a\"]", "blueprint[0].data: names an image twice"),
+        (
+            "data = [\"content\"]",
+            "data = [\"a\", \"a\"]",
+            "blueprint[0].data: names an image twice",
+        ),
         (
             "data = [\"content\"]",
             "data = [{ name = \"pg\", kind = \"own\", size_mib = 1 }]",

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use croft_proto::{
-    Data, DataKind, DataVolume, ImageVersion, MacAddr, NodeName, RoleName, SegmentName, common, edge,
+    Data, DataKind, DataVolume, ImageVersion, MacAddr, NodeName, RoleName, SegmentName, common,
+    edge,
 };
 use uuid::Uuid;
 

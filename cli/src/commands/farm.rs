@@ -209,8 +209,7 @@ shop/web/1  InService  n3    10.20.0.11  cdcdcdcdcdcd
             member: member.to_owned(),
             size_mib: 64,
         };
-        let volumes =
-            vec![volume("own-shop-web-1-pg", "shop/web/1"), volume("shared-shop-pg", "")];
+        let volumes = vec![volume("own-shop-web-1-pg", "shop/web/1"), volume("shared-shop-pg", "")];
         let text = show(&FarmAnswer { volumes, ..shop() });
         let expected = "
 VOLUME             NAME  MEMBER          SIZE

@@ -3,9 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use croft_proto::{
-    BlueprintName, Data, ImageName, ImageRef, ImageVersion, RoleName, common, edge,
-};
+use croft_proto::{BlueprintName, Data, ImageName, ImageRef, ImageVersion, RoleName, common, edge};
 use serde::{Deserialize, Serialize};
 
 /// How a node boots.

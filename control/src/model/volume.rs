@@ -126,7 +126,8 @@ mod tests {
         assert_eq!(image.as_str(), format!("data-shop-{}", version.short()));
         assert!(is_of(&member.farm, "own-shop-db-1-pg") && is_of(&member.farm, "shared-shop-pg"));
         assert!(is_of(&member.farm, "root-shop-web-1"));
-        for other in ["own-shop--eu-db-1-pg", "shared-shop--eu-pg", "root-shops-web-1", "imported"] {
+        for other in ["own-shop--eu-db-1-pg", "shared-shop--eu-pg", "root-shops-web-1", "imported"]
+        {
             assert!(!is_of(&member.farm, other), "{other}");
         }
     }

@@ -153,7 +153,8 @@ mod tests {
 
     #[test]
     fn volumes_of_one_name_agree_within_a_farm() {
-        let (own, shared) = (|size| table("pg", "exclusive", size), |size| table("pg", "shared", size));
+        let (own, shared) =
+            (|size| table("pg", "exclusive", size), |size| table("pg", "shared", size));
         assert_eq!(ask(&blueprints(&own(1), &own(2)), &[]), [""; 0]);
         assert_eq!(ask(&blueprints(&shared(2), &shared(2)), &[]), [""; 0]);
         let faults = ask(&blueprints(&shared(2), &shared(3)), &[]);
