@@ -150,10 +150,6 @@ pub(crate) fn assign(
         uuid: want.uuid.map(|uuid| uuid.to_string()).unwrap_or_default(),
         macs: want.macs.iter().map(MacAddr::to_string).collect(),
     };
-    if held.is_some_and(|i| state.assignments[i] == assignment) && state.nodes.contains(&node) {
-        return Ok(false);
-    }
-    assignment.window = window;
     let volumes = volumes(plan, want, blueprint, versions);
     let spoils = |held: &edge::Volume| {
         let new = volumes.iter().find(|v| v.id == held.id);
@@ -162,6 +158,10 @@ pub(crate) fn assign(
     if state.volumes.iter().any(|held| held.persistent && spoils(held)) {
         return Err(Impossible::Kept);
     }
+    if held.is_some_and(|i| state.assignments[i] == assignment) && state.nodes.contains(&node) {
+        return Ok(list(state, volumes));
+    }
+    assignment.window = window;
     // Who had this address or one of these NICs under another name is somebody of the past.
     let gone: BTreeSet<String> = state
         .nodes
@@ -175,6 +175,15 @@ pub(crate) fn assign(
     });
     state.nodes.retain(|other| other.name != node.name && !gone.contains(&other.name));
     state.nodes.push(node);
+    list(state, volumes);
+    state.assignments.push(assignment);
+    prune(state);
+    Ok(true)
+}
+
+/// Lists volumes, in place of those of the same names. False: they are listed so already.
+fn list(state: &mut edge::DesiredState, volumes: Vec<edge::Volume>) -> bool {
+    let mut changed = false;
     for mut volume in volumes {
         match state.volumes.iter_mut().find(|v| v.id == volume.id) {
             Some(held) => {
@@ -182,14 +191,16 @@ pub(crate) fn assign(
                 if volume.persistent && volume.image.is_empty() {
                     volume.size_bytes = volume.size_bytes.max(held.size_bytes);
                 }
+                changed |= *held != volume;
                 *held = volume;
             }
-            None => state.volumes.push(volume),
+            None => {
+                changed = true;
+                state.volumes.push(volume);
+            }
         }
     }
-    state.assignments.push(assignment);
-    prune(state);
-    Ok(true)
+    changed
 }
 
 fn free_ordinal(state: &edge::DesiredState, role: &RoleName) -> Option<u32> {

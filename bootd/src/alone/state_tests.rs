@@ -183,6 +183,11 @@ fn data_volumes_belong_to_a_machine_in_a_role_or_to_the_site() {
     other.data = vec![volume("pg", own, 128)];
     assign(&plan, &mut state, &want(101, "web"), &other, 3).expect("assigned");
     assert_eq!(size(&state, first), Some(128));
+    // A size alone is no reason for another boot window.
+    other.data = vec![volume("pg", own, 256)];
+    assert!(assign(&plan, &mut state, &want(101, "web"), &other, 9).expect("assigned"));
+    assert!(!assign(&plan, &mut state, &want(101, "web"), &other, 9).expect("the same"));
+    assert_eq!((size(&state, first), state.assignments[0].window), (Some(256), 3));
     check_with(&state, &legs(&plan)).expect("good");
 
     // A persistent root that has the name of a shared volume: whoever was first stays.

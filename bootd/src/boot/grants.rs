@@ -1,6 +1,6 @@
 //! The zone table that follows from desired state and boots. Pure.
 
-use croft_proto::Iqn;
+use croft_proto::{Iqn, VolumeId};
 
 use super::window::{Boot, Place};
 use crate::desired::Desired;
@@ -19,7 +19,7 @@ fn grant(desired: &Desired, boot: &Boot) -> Option<Grant> {
     if !boot.granted() || !current {
         return None;
     }
-    let access = |id| match desired.volumes.get(id) {
+    let access = |id: &VolumeId| match desired.volumes.get(id) {
         Some(volume) if volume.kind.is_writable() => Access::ReadWrite,
         _ => Access::ReadOnly,
     };
