@@ -248,9 +248,10 @@ async fn reservations(one: &Guest, two: &Guest) -> anyhow::Result<Vec<&'static s
 
 /// Makes a file system on the guest's own volume, with the guest's name in it.
 async fn make_file_system(guest: &Guest) -> anyhow::Result<()> {
-    // Nothing is left for the kernel to initialise later, so that what is stored afterwards are files.
+    // Not busybox's. Nothing is left for the kernel to initialise later, so that what is stored
+    // afterwards are files.
     let command = format!(
-        "mke2fs -q -t ext4 -b {BLOCK} -m 0 -E lazy_itable_init=0,lazy_journal_init=0 /dev/{0} && \
+        "/usr/sbin/mke2fs -q -t ext4 -b {BLOCK} -m 0 -E lazy_itable_init=0,lazy_journal_init=0 /dev/{0} && \
          mount -t ext4 /dev/{0} /mnt && hostname >/mnt/name && sync",
         guest.own
     );
