@@ -3,9 +3,10 @@
 //!
 //! The order protects data: a boot's new secrets are durable before this runs; the zone is replaced
 //! first, which ends every session of an older boot; a root volume is made anew only when its node
-//! has no session left; only then is the boot prepared and granted.
+//! has no session left, nor another node one in which it sees a volume that is this one's alone now;
+//! only then is the boot prepared and granted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -15,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::boot::{Boot, Records, RecordsError, State, grants};
 use crate::desired::{Assignment, Desired, Holder, Volume, VolumeUse};
-use crate::iscsi::Target;
+use crate::iscsi::{SessionInfo, Target};
 use crate::volume::{VolumeError, VolumeKind, VolumeSpec, VolumeStore};
 use crate::zone::ZoneTable;
 
@@ -31,6 +32,8 @@ pub(crate) struct OpenSession {
     pub node: NodeName,
     /// When it logged in.
     pub since: SystemTime,
+    /// What it sees.
+    pub volumes: Vec<VolumeId>,
 }
 
 /// Who knows the open sessions.
@@ -45,7 +48,8 @@ pub(crate) trait Sessions: Send + Sync + std::fmt::Debug {
 impl Sessions for Target {
     fn open_sessions(&self) -> Vec<OpenSession> {
         let open = self.sessions().into_iter();
-        open.map(|session| OpenSession { node: session.node, since: session.since }).collect()
+        let of = |SessionInfo { node, since, volumes, .. }| OpenSession { node, since, volumes };
+        open.map(of).collect()
     }
 
     fn forget_reservations(&self, volume: &VolumeId) {
@@ -129,8 +133,11 @@ impl Keeper {
             let outcome = self.make(&spec(volume)).map_err(|error| with_causes(&error));
             outcomes.insert(volume.id.clone(), outcome);
         }
+        let sessions = self.sessions.open_sessions();
         let busy: BTreeSet<NodeName> =
-            self.sessions.open_sessions().into_iter().map(|session| session.node).collect();
+            sessions.iter().map(|session| session.node.clone()).collect();
+        let seen: HashSet<&VolumeId> =
+            sessions.iter().flat_map(|session| &session.volumes).collect();
         let mut settled = true;
         for assignment in desired.assignments.values() {
             let Some(boot) = self.records.get(&assignment.node) else { continue };
@@ -138,7 +145,8 @@ impl Keeper {
             if !waits || boot.window != assignment.window {
                 continue;
             }
-            if busy.contains(&assignment.node) {
+            let taken = desired.own_volumes(assignment).any(|volume| seen.contains(&volume.id));
+            if busy.contains(&assignment.node) || taken {
                 settled = false;
                 self.pending(assignment, &mut outcomes, "a session of an older boot is still open");
                 continue;
@@ -169,7 +177,8 @@ impl Keeper {
     }
 
     /// Makes an ephemeral root volume anew and marks the boot prepared, if all its volumes are
-    /// there.
+    /// there. What an older boot has reserved of an exclusive volume is forgotten: it may have been
+    /// another node's, which would go on shutting out this one.
     fn prepare(
         &self,
         desired: &Desired,
@@ -185,6 +194,9 @@ impl Keeper {
         let wanted = assignment.root_volume.iter().chain(&assignment.data_volumes);
         if !wanted.clone().all(|id| outcomes.get(id).is_some_and(Result::is_ok)) {
             return Ok(());
+        }
+        for volume in desired.own_volumes(assignment).filter(|v| v.kind == VolumeUse::Exclusive) {
+            self.sessions.forget_reservations(&volume.id);
         }
         self.records.update(&boot.node, |now| {
             let same = now.filter(|now| now.serial == boot.serial && now.state == State::Open);
@@ -272,11 +284,12 @@ impl Keeper {
 fn spec(volume: &Volume) -> VolumeSpec {
     let kind = match volume.kind {
         VolumeUse::Root => VolumeKind::Root,
-        VolumeUse::Shared => VolumeKind::SharedReadOnly,
+        VolumeUse::SharedReadOnly => VolumeKind::SharedReadOnly,
+        VolumeUse::Exclusive => VolumeKind::Exclusive,
+        VolumeUse::SharedReadWrite => VolumeKind::SharedReadWrite,
     };
-    let image = Some(volume.image);
-    let farm = Some(volume.zone.clone());
-    VolumeSpec { id: volume.id.clone(), kind, image, size_bytes: volume.size_bytes, farm }
+    let (id, image, size_bytes) = (volume.id.clone(), volume.image, volume.size_bytes);
+    VolumeSpec { id, kind, image, size_bytes, farm: Some(volume.zone.clone()) }
 }
 
 #[cfg(test)]

@@ -11,14 +11,23 @@ use crate::test_support;
 use crate::volume::ImageStore;
 
 #[derive(Debug, Default)]
-struct Fake(Mutex<Vec<OpenSession>>);
+struct Fake(Mutex<Vec<OpenSession>>, Mutex<Vec<VolumeId>>);
+
+impl Fake {
+    /// Whose reservations were dropped.
+    fn forgotten(&self) -> Vec<VolumeId> {
+        self.1.lock().expect("lock").clone()
+    }
+}
 
 impl Sessions for Fake {
     fn open_sessions(&self) -> Vec<OpenSession> {
         self.0.lock().expect("lock").clone()
     }
 
-    fn forget_reservations(&self, _: &VolumeId) {}
+    fn forget_reservations(&self, volume: &VolumeId) {
+        self.1.lock().expect("lock").push(volume.clone());
+    }
 }
 
 struct Bench {
@@ -118,8 +127,12 @@ impl Bench {
     }
 
     fn session(&self) {
-        let session = OpenSession { node: "n1".parse().expect("name"), since: SystemTime::now() };
-        self.sessions.0.lock().expect("lock").push(session);
+        self.session_of("n1", Vec::new());
+    }
+
+    fn session_of(&self, node: &str, volumes: Vec<VolumeId>) {
+        let (node, since) = (node.parse().expect("name"), SystemTime::now());
+        self.sessions.0.lock().expect("lock").push(OpenSession { node, since, volumes });
     }
 }
 
@@ -347,4 +360,71 @@ fn nothing_is_deleted_that_no_state_has_dropped() {
     assert!(bench.keeper.settle());
     assert_eq!(names(&bench), ["imported"]);
     assert!(bench.keeper.desired.dropped().is_empty());
+}
+
+/// The exclusive volume of `n1`'s member.
+fn own() -> VolumeId {
+    "shop-web-1-data".parse().expect("name")
+}
+
+#[test]
+fn data_volumes_begin_empty_and_outlive_boots_and_images() {
+    let dir = dir();
+    let (old, new) = (image(dir.path(), 7), image(dir.path(), 8));
+    let bench = start(dir.path());
+    bench.apply(1, old, test_support::add_data_volumes);
+    bench.open(1);
+    assert!(bench.keeper.settle() && bench.prepared());
+    let kinds: Vec<_> = bench.keeper.volumes.list().into_iter().map(|i| i.spec.kind).collect();
+    assert_eq!(kinds.iter().filter(|kind| **kind == VolumeKind::Exclusive).count(), 2);
+    assert_eq!(kinds.iter().filter(|kind| **kind == VolumeKind::SharedReadWrite).count(), 1);
+    let volume = bench.keeper.volumes.get(&own()).expect("a volume");
+    let mut block = [1; 4096];
+    volume.read_at(0, &mut block).expect("read");
+    assert_eq!((block, volume.size_bytes()), ([0; 4096], 1 << 20));
+    volume.write_at(0, &[5; 4096]).expect("written");
+    volume.flush().expect("flushed");
+    // A larger size makes it longer, a smaller one changes nothing; a boot never touches it.
+    for (counter, mib, expected) in [(2, 3, 3), (3, 2, 3)] {
+        bench.apply(counter, new, |state| {
+            state.volumes[2].image = old.to_string();
+            test_support::add_data_volumes(state);
+            let own = state.volumes.iter_mut().find(|v| v.id == own().as_str()).expect("there");
+            own.size_bytes = mib << 20;
+        });
+        bench.open(counter);
+        assert!(bench.keeper.settle() && bench.prepared());
+        assert_eq!(volume.size_bytes(), expected << 20);
+        volume.read_at(0, &mut block).expect("read");
+        assert_eq!(block, [5; 4096]);
+    }
+    // Only what one node has is free of old reservations at a boot.
+    let forgotten = bench.sessions.forgotten();
+    assert!(forgotten.contains(&own()));
+    assert!(!forgotten.contains(&"shop-cluster".parse().expect("name")), "{forgotten:?}");
+}
+
+#[test]
+fn an_exclusive_volume_moves_only_when_the_old_nodes_session_is_gone() {
+    let dir = dir();
+    let version = image(dir.path(), 7);
+    let bench = start(dir.path());
+    bench.apply(1, version, test_support::add_data_volumes);
+    bench.open(1);
+    bench.keeper.settle();
+    bench.session_of("n1", vec![own()]);
+    // The member is n3's now; n1 serves another, or nobody.
+    bench.apply(2, version, |state| {
+        test_support::add_data_volumes(state);
+        state.assignments[0].node = "n3".to_owned();
+    });
+    bench.open(2);
+    let prepared =
+        || bench.keeper.records.get(&"n3".parse().expect("name")).expect("a boot").prepared;
+    assert!(!bench.keeper.settle() && !prepared());
+    assert!(bench.keeper.outcome(&root()).is_err_and(|why| why.contains("session")));
+    // A session that sees only what is shared is in nobody's way.
+    bench.sessions.0.lock().expect("lock").clear();
+    bench.session_of("n1", vec!["shop-cluster".parse().expect("name")]);
+    assert!(bench.keeper.settle() && prepared());
 }

@@ -112,6 +112,24 @@ pub(crate) fn state() -> edge::DesiredState {
     }
 }
 
+/// Gives each member an exclusive volume of 1 MiB, and both of them a shared one of 2 MiB.
+pub(crate) fn add_data_volumes(state: &mut edge::DesiredState) {
+    let volume = |id: String, kind: edge::volume::Kind, mib: u64| edge::Volume {
+        id,
+        kind: kind.into(),
+        image: String::new(),
+        size_bytes: mib << 20,
+        persistent: true,
+        zone: "shop".to_owned(),
+    };
+    for assignment in &mut state.assignments {
+        let own = format!("shop-{}-1-data", assignment.tier);
+        assignment.data_volumes.extend([own.clone(), "shop-cluster".to_owned()]);
+        state.volumes.push(volume(own, edge::volume::Kind::Exclusive, 1));
+    }
+    state.volumes.push(volume("shop-cluster".to_owned(), edge::volume::Kind::SharedReadWrite, 2));
+}
+
 /// Puts a data image with this content into an image store, and returns its version.
 pub(crate) fn data_image(store: &std::path::Path, content: &[u8]) -> ImageVersion {
     let blob = BlobHash::of(content);

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use croft_proto::{BlueprintName, FarmName, MemberName, NodeName, OrganizationName};
+use croft_proto::{BlueprintName, FarmName, MemberName, NodeName, OrganizationName, VolumeId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Mutex, watch};
 use tracing::info;
 
-use crate::model::{Blueprint, Event, Farm, Grid, Member, NewEvent, Node, keys};
+use crate::model::{Blueprint, Event, Farm, FarmVolume, Grid, Member, NewEvent, Node, keys};
 use crate::store::{Compare, Op, Outcome, Range, Store, StoreError, Txn};
 
 /// Events that are kept; older ones are deleted.
@@ -80,6 +80,8 @@ pub struct World {
     pub newest_farm: u64,
     /// Members.
     pub members: BTreeMap<MemberName, Kept<Member>>,
+    /// Data volumes.
+    pub volumes: BTreeMap<VolumeId, Kept<FarmVolume>>,
 }
 
 impl World {
@@ -109,6 +111,9 @@ impl World {
             } else if key.starts_with(keys::MEMBERS) {
                 let value: Member = decode(key, value)?;
                 world.members.insert(value.name.clone(), Kept { value, revision });
+            } else if key.starts_with(keys::VOLUMES) {
+                let value: FarmVolume = decode(key, value)?;
+                world.volumes.insert(value.id.clone(), Kept { value, revision });
             }
         }
         Ok(world)
@@ -117,6 +122,19 @@ impl World {
     /// Members of a farm, in order.
     pub fn members_of<'a>(&'a self, farm: &'a FarmName) -> impl Iterator<Item = &'a Kept<Member>> {
         self.members.values().filter(move |member| member.name.farm == *farm)
+    }
+
+    /// Blueprints for those who plan.
+    pub fn plain_blueprints(&self) -> BTreeMap<&BlueprintName, &Blueprint> {
+        self.blueprints.iter().map(|(name, kept)| (name, &**kept)).collect()
+    }
+
+    /// Data volumes of a farm, in the order of their ids.
+    pub fn volumes_of<'a>(
+        &'a self,
+        farm: &'a FarmName,
+    ) -> impl Iterator<Item = &'a Kept<FarmVolume>> {
+        self.volumes.values().filter(move |volume| volume.farm == *farm)
     }
 
     /// The node that serves a member.

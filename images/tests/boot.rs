@@ -203,6 +203,8 @@ impl Target {
         admin(format!("{unit} 1 -b {}", root.display()));
         if let Some(data) = data {
             admin(format!("{unit} 2 -b {}", data.display()));
+            let read_only = "--op update --mode logicalunit --tid 1 --lun 2 --params readonly=1";
+            admin(read_only.to_owned());
         }
         admin(format!("--op bind --mode account --tid 1 --user {INITIATOR}"));
         admin("--op bind --mode target --tid 1 -I ALL".to_owned());

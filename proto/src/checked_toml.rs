@@ -251,16 +251,28 @@ impl<'a> Table<'a> {
         value.as_bool()
     }
 
+    /// The elements of an array with their paths; none if it is absent.
+    fn elements(
+        &mut self,
+        key: &str,
+        want: &str,
+    ) -> impl Iterator<Item = (String, &'a Spanned<DeValue<'a>>)> + use<'a> {
+        let path = self.key_path(key);
+        let array = self.get(key).and_then(|value| {
+            let array = value.get_ref().as_array();
+            if array.is_none() {
+                self.wrong_type(key, want, value.get_ref());
+            }
+            array
+        });
+        let elements = array.into_iter().flat_map(|array| array.iter()).enumerate();
+        elements.map(move |(i, element)| (format!("{path}[{i}]"), element))
+    }
+
     /// An array of strings that parse as `T`; empty if absent. Faulty elements are left out.
     pub fn list<T: FromStr<Err: fmt::Display>>(&mut self, key: &str) -> Vec<T> {
-        let Some(value) = self.get(key) else { return Vec::new() };
-        let Some(array) = value.get_ref().as_array() else {
-            self.wrong_type(key, "an array of strings", value.get_ref());
-            return Vec::new();
-        };
         let mut list = Vec::new();
-        for (i, element) in array.iter().enumerate() {
-            let path = format!("{}[{i}]", self.key_path(key));
+        for (path, element) in self.elements(key, "an array of strings") {
             let parsed = match element.get_ref().as_str() {
                 Some(text) => text.parse().map_err(|e: T::Err| e.to_string()),
                 None => Err(format!("must be a string, not {}", element.get_ref().type_str())),
@@ -268,6 +280,33 @@ impl<'a> Table<'a> {
             match parsed {
                 Ok(parsed) => list.push(parsed),
                 Err(message) => self.notes.add(element.span().start, path, message),
+            }
+        }
+        list
+    }
+
+    /// An array whose elements are strings that parse as `T`, or tables of which `reader` makes
+    /// one; empty if absent. Faulty elements are left out.
+    pub fn list_or_tables<T: FromStr<Err: fmt::Display>>(
+        &mut self,
+        key: &str,
+        mut reader: impl FnMut(&mut Table<'a>) -> Option<T>,
+    ) -> Vec<T> {
+        let mut list = Vec::new();
+        for (path, element) in self.elements(key, "an array of strings and tables") {
+            let value = element.get_ref();
+            let start = element.span().start;
+            if let Some(table) = value.as_table() {
+                list.extend(reader(&mut Table::new(self.notes, path, table, start)));
+                continue;
+            }
+            let parsed = match value.as_str() {
+                Some(text) => text.parse().map_err(|e: T::Err| e.to_string()),
+                None => Err(format!("must be a string or a table, not {}", value.type_str())),
+            };
+            match parsed {
+                Ok(parsed) => list.push(parsed),
+                Err(message) => self.notes.add(start, path, message),
             }
         }
         list
@@ -294,14 +333,8 @@ impl<'a> Table<'a> {
 
     /// An array of tables (`[[key]]`); empty if absent.
     pub fn tables(&mut self, key: &str) -> Vec<Table<'a>> {
-        let Some(value) = self.get(key) else { return Vec::new() };
-        let Some(array) = value.get_ref().as_array() else {
-            self.wrong_type(key, "an array of tables", value.get_ref());
-            return Vec::new();
-        };
         let mut tables = Vec::new();
-        for (i, element) in array.iter().enumerate() {
-            let path = format!("{}[{i}]", self.key_path(key));
+        for (path, element) in self.elements(key, "an array of tables") {
             match element.get_ref().as_table() {
                 Some(table) => {
                     tables.push(Table::new(self.notes, path, table, element.span().start));

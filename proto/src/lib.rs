@@ -6,6 +6,7 @@
 
 mod boot_config;
 mod causes;
+mod data;
 mod generation;
 mod health;
 mod image;
@@ -19,6 +20,7 @@ pub mod checked_toml;
 
 pub use boot_config::{AgentConfig, BootEnv, InvalidBootEnv, IscsiLogin};
 pub use causes::with_causes;
+pub use data::{Data, DataKind, DataVolume, MAX_DATA, read_data};
 pub use generation::Generation;
 pub use health::{
     HEALTH_INTERVAL_MS, HEALTH_TIMEOUT_MS, HealthPath, HealthTarget, InvalidHealthCheck,
@@ -30,8 +32,8 @@ pub use image::{
 pub use iqn::{InvalidIqn, Iqn};
 pub use mac::{InvalidMac, MacAddr};
 pub use names::{
-    BlueprintName, BootdName, ClassName, FarmName, ImageName, InvalidName, MemberName, NodeName,
-    OrganizationName, RoleName, SegmentName, SwitchName, TierName, VolumeId,
+    BlueprintName, BootdName, ClassName, DataName, FarmName, ImageName, InvalidName, MemberName,
+    NodeName, OrganizationName, RoleName, SegmentName, SwitchName, TierName, VolumeId,
 };
 pub use secret::Secret;
 pub use vlan::{InvalidVlan, VlanId};

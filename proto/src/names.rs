@@ -101,8 +101,10 @@ names! {
     ClassName = "class", 32;
     /// A boot server of the grid.
     BootdName = "bootd", 32;
-    /// A volume of bootd's store: a file name, too.
-    VolumeId = "volume", 120;
+    /// A volume of bootd's store: part of a file name, too.
+    VolumeId = "volume", 160;
+    /// A data volume among those of a member, or of a farm.
+    DataName = "data volume", 24;
 }
 
 /// A place in a tier, written `FARM/TIER/ORDINAL`, for example `shop/web/2`. Ordinals start at 1.

@@ -41,7 +41,10 @@ pub(super) struct FakeSessions(pub(super) Mutex<Vec<NodeName>>);
 impl Sessions for FakeSessions {
     fn open_sessions(&self) -> Vec<OpenSession> {
         let since = SystemTime::now();
-        lock(&self.0).iter().map(|node| OpenSession { node: node.clone(), since }).collect()
+        lock(&self.0)
+            .iter()
+            .map(|node| OpenSession { node: node.clone(), since, volumes: Vec::new() })
+            .collect()
     }
 
     fn forget_reservations(&self, _: &croft_proto::VolumeId) {}

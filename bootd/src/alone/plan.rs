@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use croft_proto::{
-    ClassName, FarmName, ImageRef, MacAddr, NodeName, RoleName, SegmentName, common,
+    ClassName, Data, FarmName, ImageRef, MacAddr, NodeName, RoleName, SegmentName, common,
 };
 use ipnet::Ipv4Net;
 use uuid::Uuid;
@@ -125,7 +125,8 @@ pub(crate) struct Blueprint {
     pub kernel_args: String,
     /// For methods that have one.
     pub root: Option<Root>,
-    pub data: Vec<ImageRef>,
+    /// LUN 1 and up, in this order.
+    pub data: Vec<Data<ImageRef>>,
     pub health: common::HealthCheck,
 }
 

@@ -5,7 +5,8 @@ use std::net::Ipv4Addr;
 
 use croft_proto::checked_toml::Table;
 use croft_proto::{
-    ClassName, ImageRef, NodeName, RoleName, SegmentName, TierName, VlanId, common, read_health,
+    ClassName, ImageRef, NodeName, RoleName, SegmentName, TierName, VlanId, common, read_data,
+    read_health,
 };
 use ipnet::Ipv4Net;
 
@@ -17,9 +18,6 @@ use crate::desired::{BootMethod, DeviceName, Leg, Segment, SegmentKind, safe_ker
 
 /// How long an operating system may keep an address if the file does not say, in seconds.
 const LEASE_S: u64 = 12 * 3600;
-
-/// Most data volumes of a node: LUN 1 to 15.
-const MAX_DATA: usize = 15;
 
 /// Reads it. None: something is missing that the rest needs; its fault is noted.
 pub(crate) fn read(doc: &mut Table<'_>) -> Option<Plan> {
@@ -262,11 +260,7 @@ fn blueprint(table: &mut Table<'_>) -> Option<Blueprint> {
         }
         None => {}
     }
-    let data: Vec<ImageRef> = table.list("data");
-    let distinct: BTreeSet<_> = data.iter().map(|image| &image.name).collect();
-    if data.len() > MAX_DATA || distinct.len() < data.len() {
-        table.fault("data", format!("must be at most {MAX_DATA} images, each once"));
-    }
+    let data = read_data(table);
     if !data.is_empty() && method.is_some() && !has_root {
         table.fault("data", "needs boot = \"iscsi\" or \"san\"");
     }

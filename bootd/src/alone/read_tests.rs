@@ -49,6 +49,21 @@ fn faults_are_found_where_they_are() {
             "boot = \"local\"\nkernel_args = \"a; b\"",
             "blueprint[2].kernel_args",
         ),
+        (
+            "data = [\"content\"]",
+            "data = [\"a\", \"a\"]",
+            "blueprint[0].data: names an image twice",
+        ),
+        (
+            "data = [\"content\"]",
+            "data = [{ name = \"pg\", kind = \"own\", size_mib = 1 }]",
+            "blueprint[0].data[0].kind: \"own\" is not a kind",
+        ),
+        (
+            "boot = \"local\"",
+            "boot = \"local\"\ndata = [{ name = \"pg\", kind = \"shared\", size_mib = 1 }]",
+            "blueprint[2].data: needs boot",
+        ),
         ("role = \"db\"\nimage", "role = \"web\"\nimage", "blueprint[1].role: web has a blueprint"),
         ("name = \"kitchen\"", "name = \"m-525400000001\"", "node[0].name: looks like"),
         (

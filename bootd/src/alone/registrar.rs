@@ -218,7 +218,8 @@ impl Writer {
             (Some(image), None) => Some(resolve(image)?),
             (None, None) => None,
         };
-        let data = blueprint.data.iter().map(&mut resolve).collect::<Result<_, _>>()?;
+        let data = blueprint.data.iter().map(|data| data.resolve(&mut resolve));
+        let data = data.collect::<Result<_, _>>()?;
         let window = self.next_window(&want.node);
         Ok(state::assign(plan, next, want, &Versions { image, data }, window)?)
     }

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use croft_proto::{ImageVersion, MacAddr, NodeName, RoleName, SegmentName, common, edge};
+use croft_proto::{
+    Data, DataKind, DataVolume, ImageVersion, MacAddr, NodeName, RoleName, SegmentName, common,
+    edge,
+};
 use uuid::Uuid;
 
 use super::plan::{Blueprint, Plan};
@@ -26,7 +29,7 @@ pub(crate) struct Want {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Versions {
     pub image: Option<ImageVersion>,
-    pub data: Vec<ImageVersion>,
+    pub data: Vec<Data<ImageVersion>>,
 }
 
 /// Why a machine cannot serve.
@@ -37,7 +40,7 @@ pub(crate) enum Impossible {
     #[error("9999 nodes serve in its role already")]
     Full,
     #[error(
-        "its ephemeral root volume would have the name of a persistent one; rename the node or the role"
+        "one of its volumes would have the name of another's that is kept; rename the node or the role"
     )]
     Kept,
 }
@@ -147,15 +150,18 @@ pub(crate) fn assign(
         uuid: want.uuid.map(|uuid| uuid.to_string()).unwrap_or_default(),
         macs: want.macs.iter().map(MacAddr::to_string).collect(),
     };
-    if held.is_some_and(|i| state.assignments[i] == assignment) && state.nodes.contains(&node) {
-        return Ok(false);
-    }
-    assignment.window = window;
     let volumes = volumes(plan, want, blueprint, versions);
-    let renews = |held: &edge::Volume| volumes.iter().any(|v| v.id == held.id && !v.persistent);
-    if state.volumes.iter().any(|held| held.persistent && renews(held)) {
+    let spoils = |held: &edge::Volume| {
+        let new = volumes.iter().find(|v| v.id == held.id);
+        new.is_some_and(|new| !new.persistent || new.kind != held.kind)
+    };
+    if state.volumes.iter().any(|held| held.persistent && spoils(held)) {
         return Err(Impossible::Kept);
     }
+    if held.is_some_and(|i| state.assignments[i] == assignment) && state.nodes.contains(&node) {
+        return Ok(list(state, volumes));
+    }
+    assignment.window = window;
     // Who had this address or one of these NICs under another name is somebody of the past.
     let gone: BTreeSet<String> = state
         .nodes
@@ -169,15 +175,32 @@ pub(crate) fn assign(
     });
     state.nodes.retain(|other| other.name != node.name && !gone.contains(&other.name));
     state.nodes.push(node);
-    for volume in volumes {
-        match state.volumes.iter_mut().find(|v| v.id == volume.id) {
-            Some(held) => *held = volume,
-            None => state.volumes.push(volume),
-        }
-    }
+    list(state, volumes);
     state.assignments.push(assignment);
     prune(state);
     Ok(true)
+}
+
+/// Lists volumes, in place of those of the same names. False: they are listed so already.
+fn list(state: &mut edge::DesiredState, volumes: Vec<edge::Volume>) -> bool {
+    let mut changed = false;
+    for mut volume in volumes {
+        match state.volumes.iter_mut().find(|v| v.id == volume.id) {
+            Some(held) => {
+                // Another role may give a shared one less, and nothing shrinks.
+                if volume.persistent && volume.image.is_empty() {
+                    volume.size_bytes = volume.size_bytes.max(held.size_bytes);
+                }
+                changed |= *held != volume;
+                *held = volume;
+            }
+            None => {
+                changed = true;
+                state.volumes.push(volume);
+            }
+        }
+    }
+    changed
 }
 
 fn free_ordinal(state: &edge::DesiredState, role: &RoleName) -> Option<u32> {
@@ -221,7 +244,7 @@ fn assignment(
         image: versions.image.map(|image| image.to_string()).unwrap_or_default(),
         kernel_args: blueprint.kernel_args.clone(),
         root_volume: blueprint.root.map(|root| root_id(want, root.persistent)).unwrap_or_default(),
-        data_volumes: versions.data.iter().map(data_id).collect(),
+        data_volumes: versions.data.iter().map(|data| data_id(want, data)).collect(),
         health: Some(blueprint.health.clone()),
         phase: common::Phase::Run.into(),
         nic1_address: String::new(),
@@ -229,8 +252,17 @@ fn assignment(
     }
 }
 
-fn data_id(version: &ImageVersion) -> String {
-    format!("data-{version}")
+/// `data-VERSION`, `own-NODE-ROLE-NAME`, `shared-NAME`. The dashes inside node and role are doubled:
+/// an odd run of them always parts two names, so no two machines have one exclusive volume.
+fn data_id(want: &Want, data: &Data<ImageVersion>) -> String {
+    let plain = |name: &str| name.replace('-', "--");
+    match data {
+        Data::Image(version) => format!("data-{version}"),
+        Data::Volume(DataVolume { name, kind: DataKind::Exclusive, .. }) => {
+            format!("own-{}-{}-{name}", plain(want.node.as_str()), plain(want.role.as_str()))
+        }
+        Data::Volume(DataVolume { name, kind: DataKind::Shared, .. }) => format!("shared-{name}"),
+    }
 }
 
 fn volumes(
@@ -247,13 +279,24 @@ fn volumes(
         persistent: root.persistent,
         zone: plan.site.to_string(),
     });
-    let data = versions.data.iter().map(|version| edge::Volume {
-        id: data_id(version),
-        kind: edge::volume::Kind::SharedReadOnly.into(),
-        image: version.to_string(),
-        size_bytes: 0,
-        persistent: false,
-        zone: plan.site.to_string(),
+    let data = versions.data.iter().map(|data| {
+        let kind = match data {
+            Data::Image(_) => edge::volume::Kind::SharedReadOnly,
+            Data::Volume(DataVolume { kind: DataKind::Exclusive, .. }) => {
+                edge::volume::Kind::Exclusive
+            }
+            Data::Volume(DataVolume { kind: DataKind::Shared, .. }) => {
+                edge::volume::Kind::SharedReadWrite
+            }
+        };
+        edge::Volume {
+            id: data_id(want, data),
+            kind: kind.into(),
+            image: data.image().map(ImageVersion::to_string).unwrap_or_default(),
+            size_bytes: data.volume().map_or(0, |volume| volume.size_mib << 20),
+            persistent: data.volume().is_some(),
+            zone: plan.site.to_string(),
+        }
     });
     root.into_iter().chain(data).collect()
 }

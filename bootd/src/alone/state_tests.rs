@@ -15,7 +15,12 @@ fn want(host: u8, role: &str) -> Want {
 }
 
 fn versions(image: &[u8]) -> Versions {
-    Versions { image: Some(ImageVersion::of(image)), data: vec![ImageVersion::of(b"content")] }
+    let data = vec![Data::Image(ImageVersion::of(b"content"))];
+    Versions { image: Some(ImageVersion::of(image)), data }
+}
+
+fn volume(name: &str, kind: DataKind, size_mib: u64) -> Data<ImageVersion> {
+    Data::Volume(DataVolume { name: name.parse().expect("name"), kind, size_mib })
 }
 
 fn nothing(plan: &Plan) -> edge::DesiredState {
@@ -148,4 +153,47 @@ fn the_state_of_another_site_is_not_taken_for_this_ones() {
     assert_eq!(foreign(&moved, &controlled).as_deref(), Some("a bootd under control"));
     // No edit of a file drops a persistent volume.
     assert_eq!(fit(&moved, state).volumes.iter().filter(|v| v.persistent).count(), 1);
+}
+
+#[test]
+fn data_volumes_belong_to_a_machine_in_a_role_or_to_the_site() {
+    let plan = plan();
+    let mut state = nothing(&plan);
+    let (own, shared) = (DataKind::Exclusive, DataKind::Shared);
+    let mut with = versions(b"1");
+    with.data.extend([volume("pg", own, 64), volume("fs", shared, 32)]);
+    for host in [101, 102] {
+        assign(&plan, &mut state, &want(host, "web"), &with, 1).expect("assigned");
+    }
+    let named = |state: &edge::DesiredState, i: usize| state.assignments[i].data_volumes.clone();
+    let content = format!("data-{}", ImageVersion::of(b"content"));
+    let first = "own-m--525400000065-web-pg";
+    assert_eq!(named(&state, 0), [content.as_str(), first, "shared-fs"]);
+    assert_ne!(named(&state, 1)[1], first);
+    check_with(&state, &legs(&plan)).expect("good");
+    // No edit and no machine that goes costs anybody's data; nothing shrinks.
+    let size = |state: &edge::DesiredState, id: &str| {
+        state.volumes.iter().find(|v| v.id == id).map(|v| v.size_bytes >> 20)
+    };
+    let mut other = versions(b"1");
+    other.data.push(volume("fs", shared, 16));
+    assign(&plan, &mut state, &want(101, "web"), &other, 2).expect("assigned");
+    assert!(withdraw(&mut state, &want(102, "web").node));
+    assert_eq!((size(&state, first), size(&state, "shared-fs")), (Some(64), Some(32)));
+    other.data = vec![volume("pg", own, 128)];
+    assign(&plan, &mut state, &want(101, "web"), &other, 3).expect("assigned");
+    assert_eq!(size(&state, first), Some(128));
+    // A size alone is no reason for another boot window.
+    other.data = vec![volume("pg", own, 256)];
+    assert!(assign(&plan, &mut state, &want(101, "web"), &other, 9).expect("assigned"));
+    assert!(!assign(&plan, &mut state, &want(101, "web"), &other, 9).expect("the same"));
+    assert_eq!((size(&state, first), state.assignments[0].window), (Some(256), 3));
+    check_with(&state, &legs(&plan)).expect("good");
+
+    // A persistent root that has the name of a shared volume: whoever was first stays.
+    let named = Want { node: "shared".parse().expect("name"), ..want(103, "db") };
+    other.data = vec![volume("db", shared, 1)];
+    assign(&plan, &mut state, &want(101, "web"), &other, 4).expect("assigned");
+    let refused = assign(&plan, &mut state, &named, &versions(b"1"), 1);
+    assert_eq!(refused, Err(Impossible::Kept));
 }

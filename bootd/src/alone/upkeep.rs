@@ -186,8 +186,8 @@ impl Clerk {
             let mac = desired.nodes.get(&a.node).map(|node| node.boot_nic());
             let table = link.and_then(|link| tables.get(&link.name));
             let leased = table.zip(mac).is_some_and(|(t, mac)| t.held(mac, now_ms()).is_some());
-            let kept = a.root_volume.as_ref().and_then(|id| desired.volumes.get(id));
-            away && dynamic && !leased && !kept.is_some_and(|volume| volume.persistent)
+            let kept = desired.own_volumes(a).any(|volume| volume.persistent);
+            away && dynamic && !leased && !kept
         };
         desired.assignments.values().filter(is_gone).map(|a| a.node.clone()).collect()
     }

@@ -1,6 +1,6 @@
 //! The zone table that follows from desired state and boots. Pure.
 
-use croft_proto::Iqn;
+use croft_proto::{Iqn, VolumeId};
 
 use super::window::{Boot, Place};
 use crate::desired::Desired;
@@ -19,13 +19,15 @@ fn grant(desired: &Desired, boot: &Boot) -> Option<Grant> {
     if !boot.granted() || !current {
         return None;
     }
-    let root = assignment.root_volume.iter().map(|id| (id, Access::ReadWrite));
-    let data = assignment.data_volumes.iter().map(|id| (id, Access::ReadOnly));
+    let access = |id: &VolumeId| match desired.volumes.get(id) {
+        Some(volume) if volume.kind.is_writable() => Access::ReadWrite,
+        _ => Access::ReadOnly,
+    };
     // Without a root volume LUN 0 stays empty: data is LUN 1 and up in any case.
     let first = if assignment.root_volume.is_some() { 0 } else { 1 };
     let units = (first..)
-        .zip(root.chain(data))
-        .map(|(lun, (volume, access))| Unit { lun, volume: volume.clone(), access })
+        .zip(assignment.root_volume.iter().chain(&assignment.data_volumes))
+        .map(|(lun, id)| Unit { lun, volume: id.clone(), access: access(id) })
         .collect();
     Some(Grant {
         node: boot.node.clone(),
@@ -46,11 +48,14 @@ fn grant(desired: &Desired, boot: &Boot) -> Option<Grant> {
 mod tests {
     use super::*;
     use crate::boot::window::State;
+    use crate::desired::check;
     use crate::test_support;
 
     #[test]
     fn only_a_prepared_boot_of_the_present_assignment_is_granted() {
-        let desired = test_support::desired();
+        let mut state = test_support::state();
+        test_support::add_data_volumes(&mut state);
+        let desired = check(&state).expect("good");
         let assignment = &desired.assignments[&"n1".parse().expect("name")];
         let raw = Boot::open(assignment, 5, None).expect("randomness");
         let open = Boot { prepared: true, ..raw.clone() };
@@ -58,7 +63,8 @@ mod tests {
         assert_eq!(granted.len(), 1);
         assert_eq!(granted[0].window, 5);
         let units: Vec<_> = granted[0].units.iter().map(|u| (u.lun, u.access)).collect();
-        assert_eq!(units, [(0, Access::ReadWrite), (1, Access::ReadOnly)]);
+        let (rw, ro) = (Access::ReadWrite, Access::ReadOnly);
+        assert_eq!(units, [(0, rw), (1, ro), (2, rw), (3, rw)]);
         let mut moved = open.clone();
         moved.place.address = [10, 20, 1, 99].into();
         for none in [

@@ -217,13 +217,21 @@ fn volumes(state: &edge::DesiredState, desired: &mut Desired, faults: &mut Fault
         let id = faults.parse(&at, "id", &v.id);
         let kind = match edge::volume::Kind::try_from(v.kind) {
             Ok(edge::volume::Kind::Root) => Some(VolumeUse::Root),
-            Ok(edge::volume::Kind::SharedReadOnly) => Some(VolumeUse::Shared),
-            _ => {
-                faults.add(&format!("{at}.kind"), "must be ROOT or SHARED_READ_ONLY");
+            Ok(edge::volume::Kind::SharedReadOnly) => Some(VolumeUse::SharedReadOnly),
+            Ok(edge::volume::Kind::Exclusive) => Some(VolumeUse::Exclusive),
+            Ok(edge::volume::Kind::SharedReadWrite) => Some(VolumeUse::SharedReadWrite),
+            Ok(edge::volume::Kind::Unspecified) | Err(_) => {
+                let kinds = "must be ROOT, SHARED_READ_ONLY, EXCLUSIVE or SHARED_READ_WRITE";
+                faults.add(&format!("{at}.kind"), kinds);
                 None
             }
         };
-        let image = faults.parse(&at, "image", &v.image);
+        let image = if kind.is_none_or(VolumeUse::has_image) {
+            faults.parse(&at, "image", &v.image).map(Some)
+        } else {
+            data_volume(v, &at, faults);
+            Some(None)
+        };
         if !v.size_bytes.is_multiple_of(4096) {
             let message = format!("{} is no multiple of 4096", v.size_bytes);
             faults.add(&format!("{at}.size_bytes"), message);
@@ -238,6 +246,19 @@ fn volumes(state: &edge::DesiredState, desired: &mut Desired, faults: &mut Fault
         if desired.volumes.insert(id.clone(), volume).is_some() {
             faults.add(&at, format_args!("volume {id} is listed twice"));
         }
+    }
+}
+
+/// What holds for volumes without an image.
+fn data_volume(v: &edge::Volume, at: &str, faults: &mut Faults) {
+    if !v.image.is_empty() {
+        faults.add(&format!("{at}.image"), "has no place here: this kind is empty at first");
+    }
+    if v.size_bytes == 0 {
+        faults.add(&format!("{at}.size_bytes"), "is missing: this kind has no image's");
+    }
+    if !v.persistent {
+        faults.add(&format!("{at}.persistent"), "must be true: this kind is never made anew");
     }
 }
 
@@ -348,7 +369,8 @@ fn assignment(a: &edge::Assignment, at: &str, faults: &mut Faults) -> Option<Ass
 struct Places {
     addresses: HashSet<(SegmentName, Ipv4Addr)>,
     members: BTreeSet<MemberName>,
-    roots: BTreeMap<VolumeId, usize>,
+    /// Volumes of one node.
+    owned: BTreeSet<VolumeId>,
 }
 
 /// Whether the assignment fits the segments, nodes, volumes and other assignments.
@@ -387,32 +409,29 @@ fn fits(
         faults.add(at, format_args!("member {} has two nodes", assignment.member));
     }
     let mut units = BTreeSet::new();
-    let wanted = assignment.root_volume.iter().map(|id| (id, VolumeUse::Root));
-    let wanted = wanted.chain(assignment.data_volumes.iter().map(|id| (id, VolumeUse::Shared)));
-    for (id, kind) in wanted {
+    let wanted = assignment.root_volume.iter().map(|id| (id, true));
+    let wanted = wanted.chain(assignment.data_volumes.iter().map(|id| (id, false)));
+    for (id, is_root) in wanted {
         if !units.insert(id) {
             faults.add(at, format_args!("volume {id} is named twice"));
+            continue;
         }
         match desired.volumes.get(id) {
             None => faults.add(at, format_args!("volume {id} is not listed")),
             Some(volume) if volume.zone != *farm => {
                 faults.add(at, format_args!("volume {id} is in the zone of {}", volume.zone));
             }
-            Some(volume) if volume.kind != kind => {
+            Some(volume) if (volume.kind == VolumeUse::Root) != is_root => {
                 faults.add(at, format_args!("volume {id} is of the wrong kind for its place"));
+            }
+            Some(volume) if volume.kind.is_of_one() && !places.owned.insert(id.clone()) => {
+                faults.add(at, format_args!("volume {id} belongs to another node, too"));
             }
             Some(_) => {}
         }
     }
     if units.len() > MAX_UNITS {
         faults.add(at, format_args!("{} volumes are too many: {MAX_UNITS}", units.len()));
-    }
-    if let Some(root) = &assignment.root_volume {
-        let users = places.roots.entry(root.clone()).or_default();
-        *users += 1;
-        if *users > 1 {
-            faults.add(at, format_args!("root volume {root} belongs to another node, too"));
-        }
     }
 }
 

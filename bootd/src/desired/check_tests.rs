@@ -1,7 +1,7 @@
 use croft_proto::{common, edge};
 
 use super::*;
-use crate::test_support::state;
+use crate::test_support::{add_data_volumes, state};
 
 fn faults(change: impl FnOnce(&mut edge::DesiredState)) -> String {
     let mut state = state();
@@ -88,6 +88,49 @@ fn each_contradiction_is_a_fault() {
     ];
     for (part, change) in cases {
         let text = faults(change);
+        assert!(text.contains(part), "{part:?} is not in:\n{text}");
+    }
+}
+
+#[test]
+fn data_volumes_have_a_size_no_image_and_exclusive_ones_one_node() {
+    let with = |change: &dyn Fn(&mut edge::DesiredState)| {
+        let mut state = state();
+        add_data_volumes(&mut state);
+        change(&mut state);
+        check(&state).map_err(|faults| faults.to_string())
+    };
+    let desired = with(&|_| {}).expect("good");
+    let first = &desired.assignments[&"n1".parse().expect("name")];
+    let own: Vec<_> = desired.own_volumes(first).map(|volume| volume.id.as_str()).collect();
+    assert_eq!(own, ["shop-web-1-root", "shop-web-1-data"]);
+    type Change = fn(&mut edge::DesiredState);
+    let cases: [(&str, Change); 9] = [
+        ("volumes[3].image: has no place here", |s| {
+            s.volumes[3].image = s.volumes[0].image.clone()
+        }),
+        ("volumes[3].size_bytes: is missing", |s| s.volumes[3].size_bytes = 0),
+        ("volumes[3].size_bytes: 5 is no multiple", |s| s.volumes[3].size_bytes = 5),
+        ("volumes[3].persistent: must be true", |s| s.volumes[3].persistent = false),
+        ("volumes[3].kind: must be ROOT, SHARED_READ_ONLY, EXCLUSIVE or", |s| {
+            s.volumes[3].kind = 9
+        }),
+        ("volume shop-web-1-data belongs to another node, too", |s| {
+            s.assignments[1].data_volumes[1] = "shop-web-1-data".to_owned();
+        }),
+        ("volume shop-web-1-data is named twice", |s| {
+            s.assignments[0].data_volumes.push("shop-web-1-data".to_owned());
+        }),
+        ("volume shop-web-1-data is in the zone of bank", |s| {
+            s.volumes[3].zone = "bank".to_owned()
+        }),
+        ("volume shop-cluster is of the wrong kind", |s| {
+            s.assignments[0].data_volumes.pop();
+            s.assignments[0].root_volume = "shop-cluster".to_owned();
+        }),
+    ];
+    for (part, change) in cases {
+        let text = with(&change).expect_err(part);
         assert!(text.contains(part), "{part:?} is not in:\n{text}");
     }
 }

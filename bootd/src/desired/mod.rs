@@ -110,8 +110,29 @@ impl Node {
 pub(crate) enum VolumeUse {
     /// Copy-on-write over an image; one node writes to it.
     Root,
-    /// Read-only for every member of the zone that is given it.
-    Shared,
+    /// An image, read-only for every member of the zone that is given it.
+    SharedReadOnly,
+    /// Data that one node writes.
+    Exclusive,
+    /// Data that every member of the zone that is given it writes.
+    SharedReadWrite,
+}
+
+impl VolumeUse {
+    /// Whether it lies over an image; others are empty at first, and persistent.
+    pub(crate) fn has_image(self) -> bool {
+        matches!(self, Self::Root | Self::SharedReadOnly)
+    }
+
+    /// Whether one assignment at most may name it.
+    pub(crate) fn is_of_one(self) -> bool {
+        matches!(self, Self::Root | Self::Exclusive)
+    }
+
+    /// Whether those who have it may write it.
+    pub(crate) fn is_writable(self) -> bool {
+        self != Self::SharedReadOnly
+    }
 }
 
 /// A volume that should exist.
@@ -119,8 +140,9 @@ pub(crate) enum VolumeUse {
 pub(crate) struct Volume {
     pub id: VolumeId,
     pub kind: VolumeUse,
-    pub image: ImageVersion,
-    /// Bytes, a multiple of 4096; 0 means the image's.
+    /// For kinds that lie over one.
+    pub image: Option<ImageVersion>,
+    /// Bytes, a multiple of 4096; 0, only where there is an image, means the image's.
     pub size_bytes: u64,
     /// Kept when a boot window opens.
     pub persistent: bool,
@@ -191,6 +213,16 @@ impl Desired {
         address: Ipv4Addr,
     ) -> Option<&Assignment> {
         self.assignments.get(self.by_address.get(&(segment.clone(), address))?)
+    }
+
+    /// The volumes that only this assignment names.
+    pub(crate) fn own_volumes<'a>(
+        &'a self,
+        assignment: &'a Assignment,
+    ) -> impl Iterator<Item = &'a Volume> {
+        let named = assignment.root_volume.iter().chain(&assignment.data_volumes);
+        let volumes = named.filter_map(|id| self.volumes.get(id));
+        volumes.filter(|volume| volume.kind.is_of_one())
     }
 
     /// The farm that owns the segment; none for the idle segment.

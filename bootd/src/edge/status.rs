@@ -62,7 +62,13 @@ fn volumes(parts: &EdgeParts, desired: &Desired) -> Vec<edge::VolumeStatus> {
         let (ready, error) = (outcome.is_ok(), outcome.err().unwrap_or_default());
         edge::VolumeStatus { id: id.to_string(), ready, error }
     };
-    desired.volumes.keys().map(status).collect()
+    let wanted = desired.volumes.keys().map(status);
+    let dropped = parts.holder.dropped().into_iter().map(|id| edge::VolumeStatus {
+        id: id.to_string(),
+        ready: false,
+        error: "it is about to be deleted".to_owned(),
+    });
+    wanted.chain(dropped).collect()
 }
 
 fn images(parts: &EdgeParts) -> Vec<edge::Image> {

@@ -33,3 +33,4 @@ mod text;
 mod throttle;
 
 pub use portal::{Limits, Target};
+pub(crate) use registry::SessionInfo;

@@ -28,6 +28,8 @@ pub struct SessionInfo {
     pub target: Iqn,
     /// When it entered full feature phase.
     pub since: SystemTime,
+    /// The volumes of its grant.
+    pub volumes: Vec<VolumeId>,
 }
 
 #[derive(Debug)]
@@ -150,6 +152,7 @@ impl Registry {
             window: grant.window,
             target: grant.target.clone(),
             since: SystemTime::now(),
+            volumes: grant.units.iter().map(|unit| unit.volume.clone()).collect(),
         };
         let entry = Entry {
             id,
@@ -261,6 +264,8 @@ impl Registry {
     /// The disk failed; they may come back with the next start of bootd.
     pub fn forget_reservations(&self, id: &VolumeId) -> Result<(), DurableError> {
         let mut units = self.units();
+        // A unit that somebody still has is nobody's from now on, though the volume is the same.
+        units.open.retain(|(name, _)| name != id);
         if let Some((_, lasting)) = units.lasting.remove(id) {
             lasting.reservations.retire();
         }

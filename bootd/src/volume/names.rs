@@ -14,8 +14,19 @@ pub enum VolumeKind {
     Root,
     /// An image itself, which many read.
     SharedReadOnly,
-    /// Empty at first, nothing below.
+    /// Empty at first, nothing below; for one node, as the desired state says.
+    Exclusive,
+    /// The same for many, who write it side by side.
+    SharedReadWrite,
+    /// The same for no use that a desired state names: what is imported, and for measurements.
     Plain,
+}
+
+impl VolumeKind {
+    /// Whether there is an image below.
+    pub(crate) fn has_image(self) -> bool {
+        matches!(self, Self::Root | Self::SharedReadOnly)
+    }
 }
 
 impl fmt::Display for VolumeKind {
@@ -23,6 +34,8 @@ impl fmt::Display for VolumeKind {
         f.pad(match self {
             Self::Root => "root",
             Self::SharedReadOnly => "shared-read-only",
+            Self::Exclusive => "exclusive",
+            Self::SharedReadWrite => "shared-read-write",
             Self::Plain => "plain",
         })
     }

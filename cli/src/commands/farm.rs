@@ -11,7 +11,7 @@ use crate::client::{Control, call};
 use crate::fault::Fault;
 use crate::print::print;
 use crate::table::{Table, fields};
-use crate::text::{share, short_version};
+use crate::text::{share, short_version, size};
 
 /// Between two looks at a farm that is being deleted.
 const LOOK: Duration = Duration::from_millis(500);
@@ -126,7 +126,20 @@ fn show(farm: &FarmAnswer) -> String {
             ]);
         }
     }
-    for table in [tiers, members] {
+    let mut tables = vec![tiers, members];
+    if !farm.volumes.is_empty() {
+        let mut volumes = Table::new(&["VOLUME", "NAME", "MEMBER", ">SIZE"]);
+        for volume in &farm.volumes {
+            volumes.row([
+                volume.id.clone(),
+                volume.name.clone(),
+                volume.member.clone(),
+                size(volume.size_mib.saturating_mul(1 << 20)),
+            ]);
+        }
+        tables.push(volumes);
+    }
+    for table in tables {
         text.push('\n');
         text.push_str(&table.render());
     }
@@ -135,7 +148,7 @@ fn show(farm: &FarmAnswer) -> String {
 
 #[cfg(test)]
 mod tests {
-    use croft_proto::api::{Member, Tier};
+    use croft_proto::api::{FarmVolume, Member, Tier};
 
     use super::*;
 
@@ -166,6 +179,7 @@ mod tests {
                 members: vec![member],
             }],
             exposed: vec!["203.0.113.10:80".to_owned()],
+            volumes: Vec::new(),
         }
     }
 
@@ -185,6 +199,24 @@ MEMBER      STATE      NODE  ADDRESS     IMAGE
 shop/web/1  InService  n3    10.20.0.11  cdcdcdcdcdcd
 ";
         assert_eq!(show(&shop()), expected);
+    }
+
+    #[test]
+    fn a_farm_shows_its_data_volumes() {
+        let volume = |id: &str, member: &str| FarmVolume {
+            id: id.to_owned(),
+            name: "pg".to_owned(),
+            member: member.to_owned(),
+            size_mib: 64,
+        };
+        let volumes = vec![volume("own-shop-web-1-pg", "shop/web/1"), volume("shared-shop-pg", "")];
+        let text = show(&FarmAnswer { volumes, ..shop() });
+        let expected = "
+VOLUME             NAME  MEMBER          SIZE
+own-shop-web-1-pg  pg    shop/web/1  64.0 MiB
+shared-shop-pg     pg    -           64.0 MiB
+";
+        assert!(text.ends_with(expected), "{text}");
     }
 
     #[test]

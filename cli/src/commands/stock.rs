@@ -1,7 +1,8 @@
 //! `croft blueprint` and `croft image`: what farms are made of.
 
 use croft_proto::api::{
-    ListBlueprintsReply, ListBlueprintsRequest, ListImagesReply, ListImagesRequest,
+    Blueprint as BlueprintAnswer, ListBlueprintsReply, ListBlueprintsRequest, ListImagesReply,
+    ListImagesRequest,
 };
 
 use super::{changes, document};
@@ -47,11 +48,20 @@ fn blueprints(reply: &ListBlueprintsReply) -> String {
             blueprint.role.clone(),
             blueprint.image.clone(),
             blueprint.boot.clone(),
-            blueprint.data_images.join(" "),
+            data(blueprint),
             blueprint.health.clone(),
         ]);
     }
     table.render()
+}
+
+/// Data images and volumes.
+fn data(blueprint: &BlueprintAnswer) -> String {
+    let volumes = blueprint.data_volumes.iter().map(|volume| {
+        let size = size(volume.size_mib.saturating_mul(1 << 20));
+        format!("{} ({}, {size})", volume.name, volume.kind)
+    });
+    blueprint.data_images.iter().cloned().chain(volumes).collect::<Vec<_>>().join(" ")
 }
 
 fn images(reply: &ListImagesReply) -> String {
@@ -70,7 +80,7 @@ fn images(reply: &ListImagesReply) -> String {
 
 #[cfg(test)]
 mod tests {
-    use croft_proto::api::{Blueprint, Image};
+    use croft_proto::api::{Blueprint, DataVolume, Image};
 
     use super::*;
 
@@ -95,11 +105,18 @@ mod tests {
             boot: "iscsi".to_owned(),
             data_images: vec!["shop-content".to_owned()],
             health: "http 80 /health".to_owned(),
+            data_volumes: vec![DataVolume {
+                name: "pg".to_owned(),
+                kind: "exclusive".to_owned(),
+                size_mib: 64,
+            }],
         };
         assert_eq!(
             blueprints(&ListBlueprintsReply { blueprints: vec![blueprint] }),
-            "NAME        ROLE        IMAGE       BOOT   DATA          HEALTH\n\
-             web-server  web-server  web-server  iscsi  shop-content  http 80 /health\n"
+            "NAME        ROLE        IMAGE       BOOT   \
+             DATA                                   HEALTH\n\
+             web-server  web-server  web-server  iscsi  \
+             shop-content pg (exclusive, 64.0 MiB)  http 80 /health\n"
         );
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use croft_proto::checked_toml::Faults;
-use croft_proto::{FarmName, NodeName, TierName, VlanId, api, with_causes};
+use croft_proto::{BlueprintName, FarmName, NodeName, TierName, VlanId, api, with_causes};
 use tonic::Status;
 
 use crate::config::{FarmContext, parse_blueprints, parse_farm, parse_grid};
@@ -11,6 +11,7 @@ use crate::model::{
     Blueprint, Farm, FarmSpec, Grid, Member, NewEvent, Node, NodeState, TierSpec, Who, keys,
     nth_subnet,
 };
+use crate::plan::data;
 use crate::store::Outcome;
 use crate::world::{Batch, Ledger, LedgerError, World, now_ms};
 
@@ -174,6 +175,10 @@ pub async fn blueprints(
             let before = world.blueprints.get(&blueprint.name);
             let how = match before {
                 Some(old) if **old == *blueprint => continue,
+                Some(old) if grows(old, blueprint) => {
+                    "changed; larger data volumes grow now, the rest holds for members made from \
+                     now on"
+                }
                 Some(_) => "changed; it holds for members made from now on",
                 None => "added",
             };
@@ -181,10 +186,35 @@ pub async fn blueprints(
             put(&mut batch, keys::blueprint(&blueprint.name), revision, blueprint)?;
             changes.push(format!("blueprint {}: {how}", blueprint.name));
         }
+        precondition(&data_conflicts(world, &blueprints))?;
         batch.event(NewEvent::new("blueprints-applied", changes.join("; ")));
         Ok(Draft { batch, changes })
     })
     .await
+}
+
+/// Whether a data volume has become larger.
+fn grows(old: &Blueprint, new: &Blueprint) -> bool {
+    let volumes = |blueprint: &Blueprint| -> BTreeMap<_, u64> {
+        let volumes = blueprint.data.iter().filter_map(|data| data.volume());
+        volumes.map(|volume| ((volume.name.clone(), volume.kind), volume.size_mib)).collect()
+    };
+    let before = volumes(old);
+    volumes(new).iter().any(|(name, size)| before.get(name).is_some_and(|before| size > before))
+}
+
+/// Why the farms that use one of these blueprints cannot have it now.
+fn data_conflicts(world: &World, changed: &[Blueprint]) -> Vec<String> {
+    let mut blueprints = world.plain_blueprints();
+    blueprints.extend(changed.iter().map(|blueprint| (&blueprint.name, blueprint)));
+    let names: BTreeSet<&BlueprintName> = changed.iter().map(|b| &b.name).collect();
+    let uses = |farm: &&Farm| farm.spec.tiers.iter().any(|tier| names.contains(&tier.blueprint));
+    let farms = world.farms.values().map(|farm| &**farm).filter(|farm| !farm.deleting);
+    let conflicts = |farm: &Farm| {
+        let kept = world.volumes_of(&farm.spec.name).map(|volume| &**volume);
+        data::conflicts(&farm.spec, &blueprints, kept)
+    };
+    farms.filter(uses).flat_map(conflicts).collect()
 }
 
 /// Applies a farm.
@@ -240,6 +270,9 @@ fn draft_farm(world: &World, grid: &Grid, who: &Who, spec: FarmSpec) -> Result<D
     if let Some(old) = existing {
         precondition(&exposure_conflicts(world, old, &spec))?;
     }
+    let blueprints = world.plain_blueprints();
+    let kept = world.volumes_of(&name).map(|volume| &**volume);
+    precondition(&data::conflicts(&spec, &blueprints, kept))?;
     precondition(&pool_shortage(world, grid, &spec))?;
     match existing {
         Some(old) => {

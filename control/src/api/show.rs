@@ -5,7 +5,7 @@ use std::time::Duration;
 use croft_proto::{NodeName, TierName, api, common, edge};
 
 use crate::drivers::power::PowerState;
-use crate::model::{Action, Blueprint, Decision, Event, Farm, Grid, Node, NodeState};
+use crate::model::{Action, Blueprint, Decision, Event, Farm, FarmVolume, Grid, Node, NodeState};
 use crate::sight::Sight;
 use crate::world::{World, now_ms};
 
@@ -112,8 +112,23 @@ pub fn blueprint(blueprint: &Blueprint) -> api::Blueprint {
         role: blueprint.role.to_string(),
         image: blueprint.image.to_string(),
         boot: blueprint.method.to_string(),
-        data_images: blueprint.data.iter().map(ToString::to_string).collect(),
+        data_images: blueprint
+            .data
+            .iter()
+            .filter_map(|data| data.image())
+            .map(ToString::to_string)
+            .collect(),
         health: blueprint.health.to_string(),
+        data_volumes: blueprint
+            .data
+            .iter()
+            .filter_map(|data| data.volume())
+            .map(|volume| api::DataVolume {
+                name: volume.name.to_string(),
+                kind: volume.kind.to_string(),
+                size_mib: volume.size_mib,
+            })
+            .collect(),
     }
 }
 
@@ -166,6 +181,16 @@ pub fn farm(world: &World, sight: &Sight, farm: &Farm) -> api::Farm {
         subnet: farm.subnet.to_string(),
         exposed: exposed.collect(),
         tiers,
+        volumes: world.volumes_of(name).map(|kept| volume(kept)).collect(),
+    }
+}
+
+fn volume(volume: &FarmVolume) -> api::FarmVolume {
+    api::FarmVolume {
+        id: volume.id.to_string(),
+        name: volume.name.to_string(),
+        member: volume.member.as_ref().map_or_else(String::new, ToString::to_string),
+        size_mib: volume.size_mib,
     }
 }
 

@@ -1,16 +1,13 @@
 //! `blueprints.toml`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use croft_proto::checked_toml::{Faults, Table, read};
-use croft_proto::{BlueprintName, HealthTarget, ImageRef, read_health};
+use croft_proto::{BlueprintName, HealthTarget, ImageRef, read_data, read_health};
 
 use super::ranges::Word;
 use crate::model::{Blueprint, BootMethod, Health, Root};
-
-/// Most data volumes of a member: LUN 1 to 15.
-const MAX_DATA: usize = 15;
 
 /// Reads blueprints, in the file's order.
 ///
@@ -43,14 +40,7 @@ fn blueprint(table: &mut Table<'_>) -> Option<Blueprint> {
     let method = table.required::<BootMethod>("boot");
     let args = table.optional::<KernelArgs>("kernel_args");
     let root = root(table, method);
-    let data = table.list::<ImageRef>("data");
-    if data.len() > MAX_DATA {
-        table.fault("data", format!("has {} images; {MAX_DATA} are allowed", data.len()));
-    }
-    let names: BTreeSet<_> = data.iter().map(|image| &image.name).collect();
-    if names.len() < data.len() {
-        table.fault("data", "names an image twice");
-    }
+    let data = read_data(table);
     if !data.is_empty() && method.is_some_and(|method| !method.has_root()) {
         table.fault("data", "needs boot = \"iscsi\" or \"san\"");
     }
@@ -162,6 +152,16 @@ mod tests {
             ("timeout_ms = 900", "timeout_ms = 60001", "blueprint[0].health.timeout_ms"),
             ("[\"shop-content\"]", "[\"Shop\"]", "blueprint[1].data[0]"),
             ("[\"shop-content\"]", "[\"a\", \"a\"]", "blueprint[1].data: names"),
+            (
+                "[\"shop-content\"]",
+                "[\"shop-content\", { name = \"pg\", kind = \"exclusive\" }]",
+                "blueprint[1].data[1].size_mib: is missing",
+            ),
+            (
+                "[\"shop-content\"]",
+                "[{ name = \"pg\", kind = \"shared\", size_mib = 64, zone = \"x\" }]",
+                "blueprint[1].data[0].zone: is not a key here",
+            ),
             ("image = \"web-server\"", "image = \"web-server@1\"", "blueprint[1].image"),
             ("name = \"web-server\"", "name = \"load-balancer\"", "blueprint[1].name"),
             ("role = \"web-server\"", "rôle = 1\nrole = \"web-server\"", ""),

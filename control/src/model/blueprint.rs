@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use croft_proto::{BlueprintName, ImageName, ImageRef, ImageVersion, RoleName, common, edge};
+use croft_proto::{BlueprintName, Data, ImageName, ImageRef, ImageVersion, RoleName, common, edge};
 use serde::{Deserialize, Serialize};
 
 /// How a node boots.
@@ -148,8 +148,8 @@ pub struct Blueprint {
     pub kernel_args: String,
     /// Root volume.
     pub root: Root,
-    /// Data images, shared read-only, LUN 1 and up.
-    pub data: Vec<ImageRef>,
+    /// Data images and volumes, LUN 1 and up.
+    pub data: Vec<Data<ImageRef>>,
     /// Health check.
     pub health: Health,
 }
@@ -170,8 +170,9 @@ pub struct Boot {
     pub kernel_args: String,
     /// Root volume.
     pub root: Root,
-    /// Versions of its data images.
-    pub data: Vec<ImageVersion>,
+    /// Versions of its data images, and its data volumes; how large these are today is said by
+    /// [`super::FarmVolume`].
+    pub data: Vec<Data<ImageVersion>>,
     /// Health check.
     pub health: Health,
 }

@@ -7,6 +7,7 @@
 //! model/farm/FARM                     Farm
 //! model/newest-farm                   the farm added last; two added at once conflict here
 //! model/member/FARM/TIER/ORDINAL      Member
+//! model/volume/ID                     FarmVolume
 //! bootd/NAME                          BootdRecord
 //! event/SEQUENCE                      Event, 20 digits
 //! decision/FARM/TIER/TIME             Decision that changed a size, 20 digits of milliseconds
@@ -17,7 +18,7 @@
 //! All values are JSON. What decisions are made from lies below `model/`, so that one range reads
 //! it all at one revision.
 
-use croft_proto::{BlueprintName, BootdName, FarmName, MemberName, NodeName, TierName};
+use croft_proto::{BlueprintName, BootdName, FarmName, MemberName, NodeName, TierName, VolumeId};
 
 /// Everything that decisions are made from.
 pub const MODEL: &str = "model/";
@@ -33,6 +34,8 @@ pub const FARMS: &str = "model/farm/";
 pub const NEWEST_FARM: &str = "model/newest-farm";
 /// Prefix of members.
 pub const MEMBERS: &str = "model/member/";
+/// Prefix of data volumes.
+pub const VOLUMES: &str = "model/volume/";
 /// Prefix of events.
 pub const EVENTS: &str = "event/";
 /// Prefix of tokens.
@@ -56,6 +59,11 @@ pub fn farm(name: &FarmName) -> String {
 /// A member's.
 pub fn member(name: &MemberName) -> String {
     format!("{MEMBERS}{name}")
+}
+
+/// A data volume's.
+pub fn volume(id: &VolumeId) -> String {
+    format!("{VOLUMES}{id}")
 }
 
 /// A boot server's.

@@ -7,6 +7,7 @@ pub mod keys;
 mod member;
 mod node;
 mod record;
+pub mod volume;
 
 pub use blueprint::{Blueprint, Boot, BootMethod, Health, Root};
 pub use farm::{Expose, Farm, FarmSpec, Scaling, TierSpec};
@@ -18,3 +19,4 @@ pub use member::Member;
 pub use node::{IllegalTransition, Node, NodeState, Transition};
 pub use record::{Action, BootdRecord, Decision, DecisionInput, Event, MembershipVersion, Token};
 pub use record::{NewEvent, Role, Who};
+pub use volume::FarmVolume;

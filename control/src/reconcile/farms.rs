@@ -11,7 +11,7 @@ use tracing::debug;
 
 use super::context::{Context, StepError};
 use super::sizes::Sizes;
-use super::transition;
+use super::{transition, volumes};
 use crate::model::{Boot, Farm, Grid, Member, NewEvent, Node, NodeState, Transition, keys};
 use crate::plan::farm_diff::{self, Seen};
 use crate::plan::placement;
@@ -42,7 +42,8 @@ pub fn seen<'a>(world: &'a World, farm: &'a FarmName) -> Vec<Seen<'a>> {
     world.members_of(farm).map(|member| Seen { member, node: state(member) }).collect()
 }
 
-/// Makes missing members, retires superfluous ones, removes a farm that has none left.
+/// Makes missing members, retires superfluous ones, makes data volumes longer, removes a farm that
+/// has no members left, once the boot server has nothing of it either.
 async fn settle_members(
     cx: &Context,
     world: &World,
@@ -65,7 +66,14 @@ async fn settle_members(
         }
     }
     if batch.is_empty() && farm.deleting && members.is_empty() && !is_held(world, name) {
-        return remove_farm(cx, farm).await;
+        if volumes::may_be_left(&cx.sight.boot(), world, farm) {
+            debug!(farm = %name, "the boot server has not confirmed that its volumes are gone");
+            return Ok(false);
+        }
+        return remove_farm(cx, world, farm).await;
+    }
+    if !farm.deleting {
+        volumes::grow(&mut batch, world, farm)?;
     }
     if !diff.to_create.is_empty() {
         create(cx, world, grid, farm, &diff.to_create, &mut batch).await?;
@@ -85,9 +93,10 @@ fn is_held(world: &World, farm: &FarmName) -> bool {
     })
 }
 
-async fn remove_farm(cx: &Context, farm: &Kept<Farm>) -> Result<bool, StepError> {
+async fn remove_farm(cx: &Context, world: &World, farm: &Kept<Farm>) -> Result<bool, StepError> {
     let name = &farm.spec.name;
     let mut batch = Batch::default();
+    volumes::remove(&mut batch, world, farm);
     batch.delete(keys::farm(name), farm.revision);
     for prefix in [keys::farm_decisions(name), keys::farm_holds(name)] {
         for entry in cx
@@ -116,6 +125,7 @@ async fn create(
 ) -> Result<(), StepError> {
     let images = cx.sight.boot().images;
     let mut taken = taken_addresses(world);
+    let mut made_volumes = BTreeSet::new();
     // Nobody may change the farm while its members are made.
     batch.require(keys::farm(&farm.spec.name), farm.revision);
     for name in names {
@@ -125,6 +135,7 @@ async fn create(
             Ok(member) => {
                 cx.settle(&topic);
                 batch.put(keys::member(name), 0, &member)?;
+                volumes::add_missing(batch, world, &member, &mut made_volumes)?;
                 let text = format!(
                     "{name}: {} with image {} {}",
                     member.address,
@@ -167,7 +178,11 @@ fn make(
         version: resolve(&blueprint.image, images)?,
         kernel_args: blueprint.kernel_args.clone(),
         root: blueprint.root.clone(),
-        data: blueprint.data.iter().map(|i| resolve(i, images)).collect::<Result<_, _>>()?,
+        data: blueprint
+            .data
+            .iter()
+            .map(|data| data.resolve(|image| resolve(image, images)))
+            .collect::<Result<_, _>>()?,
         health: blueprint.health.clone(),
     };
     let address = farm_diff::free_address(farm.subnet, taken)

@@ -17,6 +17,7 @@ mod releasing;
 mod sizes;
 mod step;
 mod transition;
+mod volumes;
 mod wiring;
 
 use std::collections::{BTreeSet, HashMap};

@@ -92,6 +92,19 @@ fn check(state: &mut State, next: &edge::DesiredState) {
         {
             faults.push(format!("{node} was assigned a volume that is not there"));
         }
+        for id in &assignment.data_volumes {
+            let Some(volume) = next.volumes.iter().find(|v| v.id == *id) else {
+                faults.push(format!("{node} was assigned {id}, which is not there"));
+                continue;
+            };
+            if volume.zone != assignment.farm {
+                faults.push(format!("{node} was assigned {id} of farm {}", volume.zone));
+            }
+            let own = volume.kind() == edge::volume::Kind::Exclusive;
+            if let Some(other) = own.then(|| used.insert(id.clone(), node)).flatten() {
+                faults.push(format!("{id} was given to {other} and to {node}"));
+            }
+        }
         if !next.segments.iter().any(|s| s.name == assignment.segment) {
             faults.push(format!("{node} was assigned to a segment that is not there"));
         }
@@ -238,7 +251,9 @@ impl Edge for Fake {
             volumes: desired
                 .volumes
                 .iter()
-                .map(|v| edge::VolumeStatus { id: v.id.clone(), ready: true, error: String::new() })
+                .map(|v| &v.id)
+                .chain(&state.keeps_dropped)
+                .map(|id| edge::VolumeStatus { id: id.clone(), ready: true, error: String::new() })
                 .collect(),
             images: images(),
             segments_ready: desired.segments.iter().map(|s| s.name.clone()).collect(),

@@ -99,6 +99,8 @@ pub struct State {
     /// It holds what it is told, but can keep no boot record.
     pub cannot_follow: bool,
     pub started: Instant,
+    /// Volumes that it reports though it was told to drop them.
+    pub keeps_dropped: Vec<String>,
     /// Its connections are refused.
     pub edge_dead: bool,
     pub events: Vec<proto::Event>,
@@ -257,6 +259,7 @@ impl Rack {
             cannot_follow: false,
             // As if it had run for long: silence counts.
             started: Instant::now(),
+            keeps_dropped: Vec::new(),
             edge_dead: false,
             events: Vec::new(),
             work: BTreeMap::new(),

@@ -10,6 +10,7 @@ use croft_proto::api;
 use croft_proto::api::control_client::ControlClient;
 use croft_proto::edge;
 use croft_proto::edge::edge_client::EdgeClient;
+use croft_proto::edge::storage_client::StorageClient;
 use serde::Deserialize;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -95,7 +96,7 @@ impl Api {
 
 /// bootd's door, opened with control's certificate.
 #[derive(Clone)]
-pub struct Edge(EdgeClient<Channel>);
+pub struct Edge(EdgeClient<Channel>, StorageClient<Channel>);
 
 impl Edge {
     /// Prepares calls; `dir` is control's directory.
@@ -112,7 +113,7 @@ impl Edge {
             .timeout(Duration::from_secs(10))
             .tls_config(tls)?
             .connect_lazy();
-        Ok(Self(EdgeClient::new(channel)))
+        Ok(Self(EdgeClient::new(channel.clone()), StorageClient::new(channel)))
     }
 
     /// Replaces the desired state.
@@ -124,6 +125,13 @@ impl Edge {
     /// What bootd sees now.
     pub async fn status(&self) -> anyhow::Result<edge::StatusReply> {
         Ok(self.0.clone().status(edge::StatusRequest {}).await?.into_inner())
+    }
+
+    /// A volume as bootd keeps it.
+    pub async fn stored(&self, id: &str) -> anyhow::Result<edge::StoredVolume> {
+        let list = self.1.clone().list(edge::StorageListRequest {}).await?.into_inner();
+        let found = list.volumes.into_iter().find(|volume| volume.id == id);
+        found.with_context(|| format!("bootd has no volume {id}"))
     }
 
     /// What bootd sees of a node; a default if it knows none of that name.

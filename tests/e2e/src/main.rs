@@ -10,6 +10,7 @@ mod peers;
 mod process;
 mod recovery;
 mod run;
+mod san;
 mod secrets;
 mod site;
 mod timeline;
@@ -28,6 +29,8 @@ enum Scenario {
     KillBootd,
     /// Kills control in the middle of a grow and of a shrink; both end as if it had not been.
     KillControl,
+    /// Guests reserve, unmap and grow data volumes.
+    San,
     /// Boot times beside dnsmasq, tgt and nginx.
     BenchBoot(bench_boot::Options),
     /// Asks a URL at a fixed rate, whatever the answers do, and reports once a second.
@@ -47,6 +50,7 @@ async fn main() -> anyhow::Result<()> {
         Scenario::Demo => demo::demo().await,
         Scenario::KillBootd => recovery::kill_bootd().await,
         Scenario::KillControl => recovery::kill_control().await,
+        Scenario::San => san::san().await,
         Scenario::BenchBoot(options) => bench_boot::bench(options).await,
         Scenario::Client(options) => client::client(options).await,
     }

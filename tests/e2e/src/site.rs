@@ -11,6 +11,7 @@ use croft_rack::Rack;
 use tokio::process::{Child, Command};
 
 use crate::api::{Api, Edge};
+use crate::process::checked;
 use crate::wait::until;
 
 const CONTROL: &str = "10.255.0.1:7000";
@@ -241,9 +242,23 @@ impl Site {
             }
             text = text.replace(old, new);
         }
+        self.apply(kind, name, &text).await
+    }
+
+    /// Applies a file with this text.
+    pub async fn apply(&self, kind: &str, name: &str, text: &str) -> anyhow::Result<()> {
         let file = self.dir.join(format!("{name}.toml"));
         std::fs::write(&file, text)?;
         self.croft(&[kind, "apply", path(&file)?]).await?;
+        Ok(())
+    }
+
+    /// Writes a volume's content to a new file. bootd must not run.
+    pub async fn export(&self, id: &str, file: &Path) -> anyhow::Result<()> {
+        let store = self.dir.join("bootd/volumes");
+        let mut command = Command::new(program("croft-bootd")?);
+        command.args(["volume", "export", "--store"]).arg(store).args(["--id", id]).arg(file);
+        checked(&mut command).await?;
         Ok(())
     }
 

@@ -57,3 +57,9 @@ mod scenario {
         assert!(text.lines().last().is_some_and(|l| l.starts_with("KILL-CONTROL ok")), "{text}");
     }
 }
+
+#[test]
+fn guests_reserve_unmap_and_grow_data_volumes() {
+    let text = scenario("san", 2);
+    assert!(text.lines().last().is_some_and(|l| l.starts_with("SAN ok")), "{text}");
+}

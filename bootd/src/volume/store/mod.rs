@@ -56,7 +56,8 @@ pub struct VolumeSpec {
     pub id: VolumeId,
     /// What it is for.
     pub kind: VolumeKind,
-    /// The image below; [`VolumeKind::Plain`] has none, the others need one.
+    /// The image below; [`VolumeKind::Root`] and [`VolumeKind::SharedReadOnly`] need one, the
+    /// others have none.
     pub image: Option<ImageVersion>,
     /// Size in bytes, a multiple of 4096, at least the image's; 0 means the image's.
     pub size_bytes: u64,
@@ -296,8 +297,7 @@ impl<D: Disk> VolumeStore<D> {
         };
         let size = if spec.size_bytes == 0 { least } else { spec.size_bytes };
         check_size(&spec.id, size, least)?;
-        let needs_image = spec.kind != VolumeKind::Plain;
-        if needs_image != spec.image.is_some() {
+        if spec.kind.has_image() != spec.image.is_some() {
             return Err(VolumeError::Conflict { id: spec.id.clone(), what: "need of an image" });
         }
         let identity = self.identity()?;

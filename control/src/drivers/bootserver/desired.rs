@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
-use croft_proto::{FarmName, MemberName, common, edge};
+use croft_proto::{DataKind, FarmName, MemberName, common, edge};
 use ipnet::Ipv4Net;
 
-use crate::model::{Farm, Grid, Health, Member, Node, NodeState, TierSpec};
+use crate::model::{Farm, FarmVolume, Grid, Health, Member, Node, NodeState, TierSpec, volume};
 use crate::world::World;
 
 /// Name of a farm's segment.
@@ -78,7 +78,8 @@ fn assigned(world: &World) -> impl Iterator<Item = (&Member, &Node, &Farm)> {
 
 fn volumes(world: &World) -> Vec<edge::Volume> {
     let served: BTreeSet<&MemberName> = assigned(world).map(|(member, ..)| &member.name).collect();
-    let mut volumes = Vec::new();
+    let kept = world.volumes.values().filter(|volume| is_kept(world, volume));
+    let mut volumes: Vec<edge::Volume> = kept.map(|volume| data_volume(volume)).collect();
     let mut shared = BTreeSet::new();
     for member in world.members.values() {
         let is_served = served.contains(&member.name);
@@ -98,7 +99,10 @@ fn volumes(world: &World) -> Vec<edge::Volume> {
         if !is_served {
             continue;
         }
-        for (id, image) in member.data_volumes().into_iter().zip(&member.boot.data) {
+        for data in &member.boot.data {
+            let (Some(image), Some(id)) = (data.image(), volume::data(&member.name, data)) else {
+                continue;
+            };
             if shared.insert(id.clone()) {
                 volumes.push(edge::Volume {
                     id: id.to_string(),
@@ -112,6 +116,28 @@ fn volumes(world: &World) -> Vec<edge::Volume> {
         }
     }
     volumes
+}
+
+/// Whether a data volume is there, used or not: only a farm that goes lets go of it, when its last
+/// member has left.
+fn is_kept(world: &World, volume: &FarmVolume) -> bool {
+    let farm = world.farms.get(&volume.farm);
+    farm.is_some_and(|farm| !farm.deleting || world.members_of(&volume.farm).next().is_some())
+}
+
+fn data_volume(volume: &FarmVolume) -> edge::Volume {
+    let kind = match volume.kind() {
+        DataKind::Exclusive => edge::volume::Kind::Exclusive,
+        DataKind::Shared => edge::volume::Kind::SharedReadWrite,
+    };
+    edge::Volume {
+        id: volume.id.to_string(),
+        kind: kind.into(),
+        image: String::new(),
+        size_bytes: volume.size_mib << 20,
+        persistent: true,
+        zone: volume.farm.to_string(),
+    }
 }
 
 fn assignments(world: &World, grid: &Grid) -> Vec<edge::Assignment> {
