@@ -15,6 +15,8 @@ mod chap;
 mod command;
 mod data_in;
 mod data_out;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod login;
 mod management;
 mod numbering;

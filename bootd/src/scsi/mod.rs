@@ -8,6 +8,8 @@ mod cdb;
 mod copy;
 mod execute;
 mod flights;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod inquiry;
 mod lasting;
 mod mode;
