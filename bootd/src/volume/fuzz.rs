@@ -2,9 +2,11 @@
 //! tried; and qcow2 files that somebody else has made.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use croft_test_support::fuzz::Input;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::catalog::{Change, Frame, State, read};
 use super::format::{
@@ -146,9 +148,14 @@ fn map_page(page: &[u8]) -> bool {
     true
 }
 
+/// A file that no disk has to sync.
+fn in_memory() -> File {
+    memfd_create("qcow2", MFdFlags::empty()).expect("a file").into()
+}
+
 /// A file of somebody else's; and one of ours with this content.
 pub fn qcow2(data: &[u8]) -> bool {
-    let file = tempfile::tempfile().expect("file");
+    let file = in_memory();
     file.write_all_at(data, 0).expect("written");
     assert_eq!(Reader::knows(&file), data.starts_with(b"QFI\xfb"));
     own(data);
@@ -177,7 +184,7 @@ fn own(data: &[u8]) {
         return;
     }
     const CLUSTERS: u64 = 40 * 256;
-    let file = tempfile::tempfile().expect("file");
+    let file = in_memory();
     let mut writer = Writer::new(&file, CLUSTERS * (64 << 10));
     let chunks = data[1..].chunks(16).take(4);
     let clusters: BTreeMap<u64, &[u8]> = chunks.map(|c| (u64::from(c[0]) * 40, c)).collect();
