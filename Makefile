@@ -15,7 +15,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 export CROFT_BIN_DIR := $(BIN)
 export CROFT_IMAGE_DIR := $(IMAGES)
 
-.PHONY: help run shell demo test test-programs test-scenarios test-others lint bench bench-boot bench-iscsi conformance soak clean \
+.PHONY: help run shell demo test test-programs test-scenarios test-others lint bench bench-boot bench-iscsi conformance soak fuzz clean \
 	packages build programs agent images image-store
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "make demo   the whole path, unattended: boot, load, grow, shrink, replace"
 	@echo "make test   every test"
 	@echo "make soak   ten thousand crashes of a volume store (CROFT_CRASH_SEEDS=N for another number)"
+	@echo "make fuzz   every fuzz target in turn (SECONDS_EACH=n; TARGETS='a b' for those whose names hold a or b)"
 	@echo "make conformance  libiscsi's conformance suite against bootd's iSCSI target"
 	@echo "make bench  every benchmark against its peers; one by one: bench-boot, bench-iscsi"
 	@echo "            (ROWS='a b' for rows whose names hold a or b, PAIRS=n for n pairs of each)"
@@ -64,6 +65,7 @@ demo: images
 
 lint:
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	+cargo clippy --workspace --all-targets --release -- -D warnings
 
 # Always the whole workspace: another selection of packages would build the dependencies anew. Many
@@ -91,6 +93,17 @@ conformance: packages
 soak: export CROFT_CRASH_SEEDS ?= 10000
 soak:
 	cargo test --release --workspace --lib -- --nocapture no_crash_loses_what_was_promised
+
+# cargo-fuzz runs on the stable toolchain as long as no sanitizer is asked for; docs/fuzzing.md.
+CARGO_FUZZ := $(BUILD)/cargo-fuzz/bin/cargo-fuzz
+SECONDS_EACH ?= 60
+TARGETS ?=
+
+$(CARGO_FUZZ):
+	cargo install cargo-fuzz --version 0.13.2 --locked --root $(BUILD)/cargo-fuzz
+
+fuzz: packages $(CARGO_FUZZ)
+	CARGO_FUZZ=$(CARGO_FUZZ) fuzz/run --dir $(BUILD)/fuzz --seconds $(SECONDS_EACH) $(TARGETS)
 
 bench: bench-iscsi bench-boot
 

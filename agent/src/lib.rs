@@ -11,6 +11,9 @@
 
 mod config;
 mod files;
+// Only fuzzers and the replay of their corpora need it, which no product does.
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod health;
 mod machine;
 mod membership;

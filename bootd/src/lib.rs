@@ -43,7 +43,11 @@ mod volume;
 mod volume_cli;
 mod zone;
 
-#[cfg(test)]
+// Only fuzzers and the replay of their corpora need it, which no product does.
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
+#[cfg(any(test, fuzzing))]
+#[cfg_attr(not(test), expect(dead_code, reason = "fuzzers need a part of what tests do"))]
 mod test_support;
 #[cfg(test)]
 mod volume_unit_tests;

@@ -16,6 +16,9 @@
 mod api;
 mod config;
 mod drivers;
+// Only fuzzers and the replay of their corpora need it, which no product does.
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod init;
 mod load;
 mod model;

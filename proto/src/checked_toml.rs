@@ -116,6 +116,8 @@ impl Notes {
 
     fn add(&self, offset: usize, key: String, message: String) {
         let line = self.line(offset);
+        // What stands in the document is shown, and must not look like another line.
+        let [key, message] = [key, message].map(|text| text.replace(char::is_control, " "));
         self.faults.borrow_mut().push(Fault { line, key, message });
     }
 }
@@ -382,6 +384,14 @@ mod tests {
             }
         }
         Some((name?, tiers))
+    }
+
+    #[test]
+    fn a_fault_is_one_line_whatever_the_document_holds() {
+        let text = "\"a\\nline 9: b\" = 1\n[farm]\nname = \"x\\ny\"";
+        let faults = read(text, farm).expect_err("faulty");
+        assert!(faults.to_string().lines().count() == faults.0.len(), "{faults}");
+        assert!(faults.0.iter().any(|fault| fault.key == "a line 9: b"), "{faults}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! One task with one input, the newest order, and one output, what was applied. It repeats what
 //! failed and what is unfinished on a timer, so that an order needs to be given once only.
 
-mod haproxy;
+pub(crate) mod haproxy;
 mod model;
 
 use std::collections::BTreeSet;

@@ -7,6 +7,8 @@
 
 mod clerk;
 mod explain;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod identity;
 mod leases;
 mod ledger;

@@ -2,10 +2,10 @@
 
 use croft_proto::common::{BackendSessions, DiskLoad, Load, NicLoad};
 
-const MAX_DEVICES: usize = 32;
-const MAX_NAME: usize = 64;
-const MAX_TEXT: usize = 300;
-const MAX_BACKENDS: usize = 4096;
+pub(super) const MAX_DEVICES: usize = 32;
+pub(super) const MAX_NAME: usize = 64;
+pub(super) const MAX_TEXT: usize = 300;
+pub(super) const MAX_BACKENDS: usize = 4096;
 
 /// A load whose shares are shares and whose lists are short.
 pub(super) fn load(load: Load) -> Load {

@@ -6,6 +6,8 @@
 
 mod certificate;
 mod clean;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod session;
 
 use std::net::IpAddr;

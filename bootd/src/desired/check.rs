@@ -15,7 +15,7 @@ use super::{
 };
 
 /// Most faults that one answer lists; a hostile message does not get a novel.
-const MAX_FAULTS: usize = 200;
+pub(super) const MAX_FAULTS: usize = 200;
 
 /// Highest LUN that a member can have, plus one (SAM single-level addressing without flat space).
 const MAX_UNITS: usize = 64;
@@ -86,7 +86,9 @@ struct Faults {
 impl Faults {
     fn add(&mut self, at: &str, message: impl fmt::Display) {
         if self.list.len() < MAX_FAULTS {
-            self.list.push(format!("{at}: {message}"));
+            // What stood there is shown, and must not look like a line of ours.
+            let line = format!("{at}: {message}");
+            self.list.push(line.replace(char::is_control, " "));
         }
     }
 

@@ -146,6 +146,16 @@ fn kernel_arguments_can_neither_expand_a_secret_nor_add_a_command() {
 }
 
 #[test]
+fn a_fault_is_one_line_whatever_stood_there() {
+    let text = faults(|state| {
+        state.assignments[0].node = "n1\nsegments[9]: all is well".to_owned();
+        state.nodes[1].uuid = "\n".to_owned();
+    });
+    assert!(text.lines().all(|line| !line.starts_with("segments[9]")), "{text}");
+    assert!(text.lines().all(|line| line.contains(": ")), "{text}");
+}
+
+#[test]
 fn a_flood_of_faults_is_cut() {
     let text = faults(|state| {
         state.nodes = vec![edge::Node::default(); 10_000];

@@ -5,6 +5,8 @@
 //! like. It holds no secret.
 
 mod check;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod store;
 
 use std::collections::{BTreeMap, HashMap};

@@ -1,5 +1,7 @@
 //! The DHCP server of one segment: a socket on its device, one short task per request.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod options;
 pub(crate) mod packet;
 pub(crate) mod rom;

@@ -12,6 +12,8 @@
 //! Nothing in a request but its path counts; who asks is decided by segment and address.
 
 mod body;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 
 use std::net::IpAddr;
 use std::sync::Arc;

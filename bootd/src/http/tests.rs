@@ -1,42 +1,7 @@
 use proptest::prelude::*;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::Notify;
 
+use super::fuzz::{MEMBER, STRANGER, exchange, site};
 use super::*;
-use crate::boot::{DeskParts, Presence, Records};
-use crate::desired::Holder;
-use crate::events::Events;
-use crate::volume::ImageStore;
-
-fn site(dir: &std::path::Path) -> Site {
-    let (events, _) = Events::channel(1);
-    let desired = Arc::new(Holder::open(dir).expect("holder"));
-    desired.apply(&crate::test_support::state()).expect("good");
-    let desk = Desk::new(DeskParts {
-        desired,
-        records: Arc::new(Records::open(dir).expect("records")),
-        presence: Arc::new(Presence::new()),
-        events,
-        images: Arc::new(ImageStore::open(dir.join("images"))),
-        alone: false,
-        certificate: String::new(),
-        nudge: Arc::new(Notify::new()),
-    });
-    let programs = Arc::new(Programs::of("snponly.efi", b"MZ"));
-    Site { segment: "shop".parse().expect("name"), desk: Arc::new(desk), clerk: None, programs }
-}
-
-/// What a caller at `peer` gets for these bytes.
-async fn exchange(site: Site, peer: [u8; 4], bytes: &[u8]) -> Vec<u8> {
-    let (mut client, server) = tokio::io::duplex(1 << 20);
-    let served = tokio::spawn(connection(server, peer.into(), router(site)));
-    client.write_all(bytes).await.expect("written");
-    client.shutdown().await.expect("ended");
-    let mut answer = Vec::new();
-    client.read_to_end(&mut answer).await.expect("read");
-    served.await.expect("no panic");
-    answer
-}
 
 async fn status(path: &str, peer: [u8; 4]) -> String {
     let dir = tempfile::tempdir().expect("temporary directory");
@@ -48,7 +13,7 @@ async fn status(path: &str, peer: [u8; 4]) -> String {
 
 #[tokio::test]
 async fn paths_are_for_members_alone() {
-    let (member, stranger) = ([10, 20, 1, 10], [10, 20, 1, 99]);
+    let (member, stranger) = (MEMBER, STRANGER);
     assert_eq!(status("/ipxe/snponly.efi", member).await, "HTTP/1.1 200 OK");
     assert_eq!(status("/ipxe/snponly.efi", stranger).await, "HTTP/1.1 403 Forbidden");
     assert_eq!(status("/ipxe/other.efi", member).await, "HTTP/1.1 404 Not Found");
@@ -65,7 +30,7 @@ async fn paths_are_for_members_alone() {
 async fn a_long_header_is_refused() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let request = format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(4 * MAX_HEADER));
-    let answer = exchange(site(dir.path()), [10, 20, 1, 10], request.as_bytes()).await;
+    let answer = exchange(site(dir.path()), MEMBER, request.as_bytes()).await;
     assert!(answer.starts_with(b"HTTP/1.1 431"), "{}", String::from_utf8_lossy(&answer));
 }
 
@@ -84,8 +49,8 @@ proptest! {
             let dir = tempfile::tempdir().expect("temporary directory");
             let mut request = format!("GET /{path} HTTP/1.1\r\n").into_bytes();
             request.extend_from_slice(&bytes);
-            exchange(site(dir.path()), [10, 20, 1, 10], &bytes).await;
-            exchange(site(dir.path()), [10, 20, 1, 10], &request).await;
+            exchange(site(dir.path()), MEMBER, &bytes).await;
+            exchange(site(dir.path()), MEMBER, &request).await;
         });
     }
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use croft_proto::{Iqn, SegmentName};
 
 use super::chap::{Algorithm, Challenge, MAX_CHALLENGE, MAX_RESPONSE};
-use super::params::Params;
+use super::params::{DEFAULT_RECEIVE, Params};
 use super::pdu::{Header, Pdu, opcode};
 use super::text::{self, Answer};
 use crate::scsi::PORTAL_GROUP;
@@ -236,6 +236,13 @@ impl<'a> Login<'a> {
         }
         if self.stage == OPERATIONAL {
             self.params.declare(&mut answer);
+        }
+        // What is not understood is said key by key, and may take more than the keys did.
+        if answer.len() > DEFAULT_RECEIVE {
+            return Err(Refusal::new(
+                INVALID_REQUEST,
+                "its keys need a longer answer than it takes",
+            ));
         }
         if flags & TRANSIT == 0 {
             return Ok(Progress::More(answer.into_bytes()));

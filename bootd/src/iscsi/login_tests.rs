@@ -51,6 +51,26 @@ fn request() -> impl Strategy<Value = (u8, u8, Vec<u8>)> {
     (opcode, likely, prop_oneof![4 => text, 1 => noise])
 }
 
+#[test]
+fn more_keys_than_an_answer_can_name_are_refused() {
+    let zones = table();
+    let segment = "seg100".parse().expect("valid");
+    let step = |unknown: usize| {
+        let mut text = b"InitiatorName=iqn.2026-11.internal.croft:node.n1\0\
+            TargetName=iqn.2026-11.internal.croft:member.shop.web.1\0AuthMethod=CHAP\0"
+            .to_vec();
+        text.extend(b"X=\0".repeat(unknown));
+        let mut header = Header::new(opcode::LOGIN);
+        header.set_byte(1, 0);
+        let mut login = Login::new(&zones, &segment, IpAddr::from([127, 0, 0, 1]));
+        login.step(&Pdu { header, data: &text })
+    };
+    let Outcome::More(_, text) = step(500) else { panic!("it goes on") };
+    assert!(text.len() <= DEFAULT_RECEIVE);
+    let Outcome::Refused(_, refusal) = step(600) else { panic!("it is refused") };
+    assert_eq!(refusal.status, INVALID_REQUEST);
+}
+
 proptest! {
     #[test]
     fn no_conversation_gets_in_without_the_secret(

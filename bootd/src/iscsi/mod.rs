@@ -16,6 +16,8 @@ mod command;
 mod data_in;
 mod data_out;
 mod flushing;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod login;
 mod management;
 mod numbering;

@@ -10,7 +10,7 @@ const MAX_BURST: u32 = 1 << 20;
 /// Most data that may come unasked with one command: bytes.
 const FIRST_BURST: u32 = 64 << 10;
 /// What an initiator takes in a data segment unless it says otherwise (RFC 7143 section 13.12).
-const DEFAULT_RECEIVE: usize = 8192;
+pub(crate) const DEFAULT_RECEIVE: usize = 8192;
 
 /// What was agreed for a session.
 #[derive(Debug, Clone, PartialEq, Eq)]

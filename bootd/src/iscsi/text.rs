@@ -25,10 +25,13 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Vec<(&str, &str)>, InvalidText> {
 
 /// A number in decimal or `0x` hex (RFC 7143 section 6.1).
 pub(crate) fn number(value: &str) -> Option<u32> {
-    match value.strip_prefix("0x").or_else(|| value.strip_prefix("0X")) {
-        Some(hex) => u32::from_str_radix(hex, 16).ok(),
-        None => value.parse().ok(),
-    }
+    let (digits, radix) = match value.strip_prefix("0x").or_else(|| value.strip_prefix("0X")) {
+        Some(hex) => (hex, 16),
+        None => (value, 10),
+    };
+    // Rust reads a sign, too.
+    let plain = !digits.starts_with('+');
+    plain.then(|| u32::from_str_radix(digits, radix).ok()).flatten()
 }
 
 /// Binary in `0x` hex or `0b` base64, of at most `max` bytes.
@@ -116,7 +119,9 @@ mod tests {
         assert_eq!(parse(b"=1\0"), Err(InvalidText));
         assert_eq!(number("0x10"), Some(16));
         assert_eq!(number("8192"), Some(8192));
-        assert_eq!(number("-1"), None);
+        for signed in ["-1", "+1", "0x+1", "0x-1"] {
+            assert_eq!(number(signed), None, "{signed}");
+        }
     }
 
     #[test]

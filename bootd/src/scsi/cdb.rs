@@ -210,7 +210,7 @@ pub(crate) fn parse(cdb: &[u8; 16]) -> Result<Command, CdbFault> {
                 3 => Compare::One,
                 _ => return Err(CdbFault::Field(1, 2)),
             };
-            Command::Verify { span: plain_span(cdb)?, compare }
+            Command::Verify { span: Span { fua: false, ..plain_span(cdb)? }, compare }
         }
         op::ORWRITE_16 => Command::OrWrite(plain_span(cdb)?),
         op::COMPARE_AND_WRITE => {
@@ -239,8 +239,10 @@ pub(crate) fn parse(cdb: &[u8; 16]) -> Result<Command, CdbFault> {
             }
             Command::Unmap { length: be16(cdb, 7) }
         }
-        op::SYNCHRONIZE_CACHE_10 | op::SYNCHRONIZE_CACHE_16 => Command::SynchronizeCache(span(cdb)),
-        op::PREFETCH_10 | op::PREFETCH_16 => Command::Prefetch(span(cdb)),
+        op::SYNCHRONIZE_CACHE_10 | op::SYNCHRONIZE_CACHE_16 => {
+            Command::SynchronizeCache(Span { fua: false, ..span(cdb) })
+        }
+        op::PREFETCH_10 | op::PREFETCH_16 => Command::Prefetch(Span { fua: false, ..span(cdb) }),
         op::READ_DEFECT_DATA_10 => {
             Command::ReadDefectData { ten: true, allocation: be16(cdb, 7).into() }
         }
@@ -327,7 +329,8 @@ pub(crate) fn parse(cdb: &[u8; 16]) -> Result<Command, CdbFault> {
             if !matches!(service, op::COPY_STATUS | op::COPY_PARAMETERS) {
                 return Err(CdbFault::Field(1, 4));
             }
-            Command::CopyResults { service, list: cdb[2], allocation: be32(cdb, 10) }
+            let list = if service == op::COPY_STATUS { cdb[2] } else { 0 };
+            Command::CopyResults { service, list, allocation: be32(cdb, 10) }
         }
         op::SANITIZE => sanitize(cdb)?,
         _ => return Err(CdbFault::Opcode),
@@ -345,6 +348,7 @@ fn reserve_out(cdb: &[u8; 16]) -> Result<Command, CdbFault> {
     if needed && kind.is_none() {
         return Err(CdbFault::Field(2, 7));
     }
+    let kind = kind.filter(|_| needed);
     Ok(Command::ReserveOut { service, kind, length: be32(cdb, 5) })
 }
 

@@ -9,6 +9,8 @@ mod copy;
 mod execute;
 mod flights;
 mod flushes;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod inquiry;
 mod lasting;
 mod mode;

@@ -271,6 +271,11 @@ const TABLE: &[Entry] = &[
     plain(&[op::READ_DEFECT_DATA_12, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0]),
 ];
 
+/// Whether what has this operation code has service actions.
+pub(super) fn has_actions(opcode: u8) -> bool {
+    TABLE.iter().any(|entry| entry.usage[0] == opcode && entry.action.is_some())
+}
+
 /// Whether any command has this operation code.
 #[cfg(test)]
 pub(crate) fn is_served(opcode: u8) -> bool {
@@ -285,8 +290,6 @@ pub(crate) fn report(which: Which, timeouts: bool) -> Option<Vec<u8>> {
     let find = |opcode: u8, action: Option<u16>| {
         TABLE.iter().find(|entry| entry.usage[0] == opcode && entry.action.map(u16::from) == action)
     };
-    let has_actions =
-        |opcode| TABLE.iter().any(|entry| entry.usage[0] == opcode && entry.action.is_some());
     let entry = match which {
         Which::All => return Some(report_all(timeouts)),
         Which::Opcode(opcode) if has_actions(opcode) => return None,

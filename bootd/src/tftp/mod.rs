@@ -5,6 +5,9 @@
 //! client's ERROR packet: UEFI asks for a file's size and drops that transfer, so retries are few and
 //! short. The client may choose none of the limits.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -76,7 +79,7 @@ impl Programs {
         self.0.get(name.trim_start_matches('/')).cloned()
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn of(name: &str, bytes: &'static [u8]) -> Self {
         Self(HashMap::from([(name.to_owned(), Bytes::from_static(bytes))]))
     }

@@ -1,48 +1,11 @@
 use std::net::{Ipv4Addr, UdpSocket};
 
 use proptest::prelude::*;
-use tokio::sync::Notify;
 
+use super::fuzz::{MEMBER, SERVER, STRANGER, desk, socket};
 use super::*;
-use crate::boot::{DeskParts, Presence, Records};
-use crate::desired::Holder;
-use crate::events::Events;
-use crate::volume::ImageStore;
 
-const SERVER: Ipv4Addr = Ipv4Addr::new(127, 20, 1, 1);
-const MEMBER: Ipv4Addr = Ipv4Addr::new(127, 20, 1, 10);
-const STRANGER: Ipv4Addr = Ipv4Addr::new(127, 20, 1, 99);
 const PROGRAM: &[u8] = &[0x5a; 3000];
-
-/// A desk whose segment `shop` is on the loopback device.
-fn desk(dir: &Path) -> Desk {
-    let mut state = crate::test_support::state();
-    let move_to_loopback = |address: &mut String| *address = address.replace("10.20.", "127.20.");
-    state.segments.iter_mut().for_each(|segment| move_to_loopback(&mut segment.address));
-    state.assignments.iter_mut().for_each(|assignment| move_to_loopback(&mut assignment.address));
-    for member in state.farms.iter_mut().flat_map(|farm| &mut farm.members) {
-        move_to_loopback(&mut member.address);
-    }
-    let desired = Arc::new(Holder::open(dir).expect("holder"));
-    desired.apply(&state).expect("good");
-    let (events, _) = Events::channel(1);
-    Desk::new(DeskParts {
-        alone: false,
-        desired,
-        records: Arc::new(Records::open(dir).expect("records")),
-        presence: Arc::new(Presence::new()),
-        events,
-        images: Arc::new(ImageStore::open(dir.join("images"))),
-        certificate: String::new(),
-        nudge: Arc::new(Notify::new()),
-    })
-}
-
-fn socket(address: Ipv4Addr) -> UdpSocket {
-    let socket = UdpSocket::bind((address, 0)).expect("bound");
-    socket.set_read_timeout(Some(Duration::from_secs(1))).expect("set");
-    socket
-}
 
 /// Asks until there is an answer: a flood before may have filled the server's socket.
 fn ask(socket: &UdpSocket, server: SocketAddr, request: &[u8], packet: &mut [u8]) -> Answer {

@@ -66,6 +66,9 @@ pub(crate) const MAX_SIZE: u64 = 64 << 40;
 /// Where block 0 is.
 pub(crate) const DATA: u64 = (LOG_START + 2 * HALF + 2 * AREA).next_multiple_of(1 << 20);
 
+/// Sequences, epochs and what else counts events stay below this: who adds to them need not look.
+pub(crate) const COUNTED: u64 = 1 << 62;
+
 const LOG_START: u64 = 2 * PAGE as u64;
 const AREA: u64 = (MAX_SIZE / BLOCK).div_ceil(BLOCKS_PER_PAGE) * PAGE as u64;
 const MAGIC: &[u8; 8] = b"CROFTVOL";
@@ -157,8 +160,11 @@ impl Superblock {
             2 => None,
             _ => return None,
         };
-        let blocks = le64(page, 24);
-        if blocks == 0 || blocks > MAX_SIZE / BLOCK {
+        let (blocks, own) = (le64(page, 24), le64(page, 80));
+        if blocks == 0 || blocks > MAX_SIZE / BLOCK || own > MAX_SIZE / BLOCK {
+            return None;
+        }
+        if [16, 64, 72].iter().any(|at| le64(page, *at) >= COUNTED) {
             return None;
         }
         let mut store = [0; 16];
@@ -171,7 +177,7 @@ impl Superblock {
             area,
             map_sequence: le64(page, 64),
             epoch: le64(page, 72),
-            own: le64(page, 80),
+            own,
         })
     }
 
@@ -291,6 +297,20 @@ mod tests {
         assert_eq!(Superblock::newest(&pages), Some(superblock(4)));
         pages[40] ^= 1;
         assert_eq!(Superblock::newest(&pages), None);
+    }
+
+    #[test]
+    fn what_nothing_can_have_counted_to_is_not_believed() {
+        let good = superblock(COUNTED - 1);
+        assert_eq!(Superblock::decode(&good.encode()), Some(good.clone()));
+        for bad in [
+            Superblock { sequence: COUNTED, ..good.clone() },
+            Superblock { map_sequence: COUNTED, ..good.clone() },
+            Superblock { epoch: u64::MAX, ..good.clone() },
+            Superblock { own: MAX_SIZE / BLOCK + 1, ..good },
+        ] {
+            assert_eq!(Superblock::decode(&bad.encode()), None, "{bad:?}");
+        }
     }
 
     #[test]

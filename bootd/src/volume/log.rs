@@ -22,7 +22,7 @@
 //! a whole record behind it says that more than those before it were on disk, one of them was
 //! damaged since, and the log is refused.
 
-use super::format::{le32, le64};
+use super::format::{COUNTED, le32, le64};
 
 const MAGIC: &[u8; 4] = b"CLOG";
 const HEADER: usize = 64;
@@ -135,7 +135,8 @@ impl Record {
             flushed: le32(bytes, 60),
             change,
         };
-        Some((record, length))
+        // What nothing can have counted to.
+        (record.epoch.max(record.settled) < COUNTED).then_some((record, length))
     }
 }
 
@@ -193,6 +194,18 @@ mod tests {
         assert_eq!(short, all[..1], "the second record reaches beyond the end");
         bytes[Record::length(3) + 50] ^= 1;
         assert_eq!(read(&bytes, 3, 100).expect("torn"), all[..1]);
+    }
+
+    #[test]
+    fn a_record_of_an_impossible_epoch_ends_the_log() {
+        for bad in [
+            Record { epoch: u64::MAX, ..record(1, Change::Mark) },
+            Record { settled: COUNTED, ..record(1, Change::Mark) },
+        ] {
+            let good = record(0, Change::Zero(1));
+            let bytes = [good.encode(), bad.encode()].concat();
+            assert_eq!(read(&bytes, 3, 100).expect("whole"), [good], "{bad:?}");
+        }
     }
 
     #[test]

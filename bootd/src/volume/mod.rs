@@ -14,6 +14,8 @@ mod cold;
 mod crash_tests;
 mod error;
 mod format;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod image;
 mod layer;
 mod log;

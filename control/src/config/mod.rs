@@ -2,6 +2,8 @@
 
 mod blueprint;
 mod farm;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod grid;
 mod ranges;
 

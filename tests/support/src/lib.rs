@@ -8,6 +8,7 @@
 
 pub mod agent;
 pub mod dhcp;
+pub mod fuzz;
 pub mod http;
 pub mod images;
 pub mod initiator;

@@ -5,6 +5,8 @@
 //! new worker on the same listening sockets and the old one ends what it has.
 
 mod config;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod plan;
 mod process;
 mod socket;

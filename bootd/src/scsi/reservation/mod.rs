@@ -9,6 +9,8 @@
 //! outlives the session. Initiators that use a new ISID at each login leave registrations behind
 //! that only PREEMPT, CLEAR or a volume that begins anew ([`Reservations::retire`]) removes.
 
+#[cfg(any(test, fuzzing))]
+pub(in crate::scsi) mod fuzz;
 mod keeper;
 mod record;
 mod state;

@@ -12,12 +12,14 @@
 //! | 1 | zero |
 //! | 2 | index of the registration that holds it |
 //! | 4 | number of registrations |
-//! | | then for each: key (8), ISID (6), length of the initiator name (2), name |
+//! | | then for each: key (8, not 0), ISID (6), length of the initiator name (2), name; no port twice |
 //! | 4 | CRC32C of all that |
 //!
 //! Numbers are big-endian. PRGENERATION is not kept: it starts at 0 with the power (SPC-4 section
 //! 6.15.2). A file with the right length and checksum is whole; any other is an error, because a
 //! unit that forgot its reservation would let in those that are shut out.
+
+use std::collections::HashSet;
 
 use super::state::{Registration, Reservation, State};
 use super::{Kind, MAX_REGISTRATIONS, Port};
@@ -77,7 +79,9 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<([u8; 16], State)> {
         let initiator = name.parse().ok()?;
         registrations.push(Registration { port: Port { initiator, isid }, key });
     }
-    if !reader.0.is_empty() {
+    let ports: HashSet<&Port> = registrations.iter().map(|r: &Registration| &r.port).collect();
+    let keys = registrations.iter().all(|r| r.key != 0);
+    if !reader.0.is_empty() || ports.len() < count || !keys {
         return None;
     }
     let reservation = match kind {
@@ -129,6 +133,19 @@ mod tests {
         state.registrations.retain(|r| r.port != port(1));
         let (_, read) = decode(&encode([7; 16], &state)).expect("whole");
         assert!(read.is_holder(&port(2)));
+    }
+
+    #[test]
+    fn a_port_without_a_key_or_with_two_is_not_believed() {
+        let good = reserved(Kind::WriteExclusive);
+        let mut twice = good.clone();
+        twice.registrations[2].port = port(1);
+        let mut none = good.clone();
+        none.registrations[2].key = 0;
+        assert!(decode(&encode([7; 16], &good)).is_some());
+        for state in [twice, none] {
+            assert_eq!(decode(&encode([7; 16], &state)), None, "{state:?}");
+        }
     }
 
     proptest! {

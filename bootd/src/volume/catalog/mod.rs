@@ -97,7 +97,8 @@ pub(crate) fn read(bytes: &[u8]) -> Result<(State, u64), (u64, String)> {
     for frame in frames {
         let change: Change = serde_json::from_slice(frame.json)
             .map_err(|error| (at, format!("record {}: {error}", frame.number)))?;
-        number = frame.number + 1;
+        let next = frame.number.checked_add(1);
+        number = next.ok_or((at, "no number is left for the next record".to_owned()))?;
         let applied = match (&mut state, change) {
             (None, Change::Whole(whole)) if whole.version != 1 => {
                 Err(format!("its version is {}, this program reads 1", whole.version))

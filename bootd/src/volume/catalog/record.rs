@@ -50,7 +50,7 @@ pub(crate) fn frames(bytes: &[u8]) -> (Vec<Frame<'_>>, usize) {
     let mut frames: Vec<Frame<'_>> = Vec::new();
     let mut at = 0;
     while let Some(frame) = Frame::decode(&bytes[at..]) {
-        if frames.last().is_some_and(|last| frame.number != last.number + 1) {
+        if frames.last().is_some_and(|last| Some(frame.number) != last.number.checked_add(1)) {
             break;
         }
         at += frame.length as usize;

@@ -213,7 +213,8 @@ impl State {
         match change {
             Change::Whole(_) => return Err("only the first record is the whole state".to_owned()),
             Change::Create { id, volume } => {
-                if self.volumes.contains_key(id) || volume.layer != self.next {
+                let used = self.volumes.contains_key(id) || !volume.snapshots.is_empty();
+                if used || volume.layer != self.next {
                     return Err(format!("volume {id} cannot be made"));
                 }
                 let layer = self.layer_over(volume.origin, volume.farm.clone())?;
@@ -280,6 +281,9 @@ impl State {
         parent: Option<u64>,
         farm: Option<FarmName>,
     ) -> Result<LayerRecord, String> {
+        if self.next == u64::MAX {
+            return Err("no number is left for another layer".to_owned());
+        }
         if let Some(parent) = parent {
             if !self.layers.contains_key(&parent) {
                 return Err(format!("there is no layer {parent}"));
@@ -386,10 +390,14 @@ mod tests {
         let mut state = State::new([1; 16]);
         state.apply(&Change::Create { id: id("a"), volume: volume(1, None) }).expect("possible");
         let before = state.clone();
+        let mut with_snapshot = volume(2, None);
+        let snapshot = SnapshotRecord { layer: 1, size: 1 << 20, made_ms: 0 };
+        with_snapshot.snapshots.insert(name("s"), snapshot);
         for change in [
             Change::Create { id: id("a"), volume: volume(2, None) },
             Change::Create { id: id("b"), volume: volume(7, None) },
             Change::Create { id: id("b"), volume: volume(2, Some(9)) },
+            Change::Create { id: id("b"), volume: with_snapshot },
             Change::Replace { id: id("b"), parent: None },
             Change::Replace { id: id("a"), parent: Some(5) },
             Change::Forget { id: id("a"), name: name("s") },
@@ -399,6 +407,17 @@ mod tests {
             assert!(state.apply(&change).is_err(), "{change:?}");
             assert_eq!(state, before, "{change:?}");
         }
+    }
+
+    #[test]
+    fn numbers_of_layers_end_in_a_refusal() {
+        let mut state = State { next: u64::MAX - 1, ..State::new([1; 16]) };
+        let create = |n, layer| Change::Create { id: id(n), volume: volume(layer, None) };
+        state.apply(&create("a", u64::MAX - 1)).expect("the last one");
+        let before = state.clone();
+        assert!(state.apply(&create("b", u64::MAX)).is_err());
+        assert!(state.apply(&Change::Replace { id: id("a"), parent: None }).is_err());
+        assert_eq!(state, before);
     }
 
     #[test]

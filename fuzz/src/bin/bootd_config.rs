@@ -1,0 +1,6 @@
+//! `bootd.toml`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    croft_bootd::fuzzing::config(data);
+});

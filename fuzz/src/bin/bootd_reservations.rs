@@ -1,0 +1,6 @@
+//! Persistent reservations on disk.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    croft_bootd::fuzzing::reservations(data);
+});

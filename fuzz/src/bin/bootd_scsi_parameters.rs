@@ -1,0 +1,6 @@
+//! SCSI parameter lists.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    croft_bootd::fuzzing::scsi_parameters(data);
+});

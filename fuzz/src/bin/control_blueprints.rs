@@ -1,0 +1,6 @@
+//! `blueprints.toml`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    croft_control::fuzzing::blueprints(data);
+});

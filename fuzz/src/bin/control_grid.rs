@@ -1,0 +1,6 @@
+//! `grid.toml`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    croft_control::fuzzing::grid(data);
+});
