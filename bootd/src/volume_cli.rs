@@ -71,6 +71,14 @@ enum Command {
         /// The file; it must not exist.
         file: PathBuf,
     },
+    /// Delete a volume and its snapshots, for ever; clones of them stay.
+    Delete {
+        #[command(flatten)]
+        at: StoreArgs,
+        /// The volume.
+        #[arg(long)]
+        id: VolumeId,
+    },
     /// Remove images that no volume, name or blueprint needs.
     CollectImages {
         #[command(flatten)]
@@ -158,6 +166,15 @@ pub fn run(args: VolumeArgs, out: &mut dyn Write) -> Result<(), VolumeCliError> 
         Command::Export { at, id, snapshot, format, file } => {
             let snapshot = snapshot.map(|name| name.parse()).transpose()?;
             write_out(&at.open()?, &id, snapshot, format, &file)
+        }
+        Command::Delete { at, id } => {
+            let store = at.open()?;
+            let known = store.list().into_iter().any(|info| info.spec.id == id);
+            if !known {
+                return Err(VolumeError::NoVolume(id).into());
+            }
+            store.delete(&id)?;
+            Ok(writeln!(out, "deleted volume {id}")?)
         }
         Command::CollectImages { at, keep, hours } => {
             let grace = Duration::from_secs(hours.saturating_mul(3600));

@@ -143,6 +143,20 @@ fn a_snapshot_is_exported_as_it_was() {
 }
 
 #[test]
+fn a_volume_is_deleted_by_its_name_and_no_other() {
+    let place = Place::new();
+    let (raw, store) = (place.raw(), place.path("store"));
+    for id in ["a", "b"] {
+        volume(&["import", "--store", &store, "--id", id, &raw]).expect("imported");
+    }
+    let unknown = volume(&["delete", "--store", &store, "--id", "c"]).expect_err("no such volume");
+    assert!(matches!(unknown, VolumeCliError::Volume(VolumeError::NoVolume(_))), "{unknown}");
+    volume(&["delete", "--store", &store, "--id", "a"]).expect("deleted");
+    let list = volume(&["ls", "--store", &store]).expect("listed");
+    assert!(list.contains("b\tplain") && !list.contains("a\tplain"), "{list}");
+}
+
+#[test]
 fn every_damage_is_found_with_its_file_and_place() {
     let place = Place::new();
     let (raw, store) = (place.raw(), place.path("store"));

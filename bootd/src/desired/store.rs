@@ -156,14 +156,29 @@ impl Holder {
     ) -> Result<bool, ApplyError> {
         let desired = check_with(state, legs).map_err(ApplyError::Faulty)?;
         let mut volumes = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = self.now.load().generation;
+        let before = self.now.load_full();
+        let held = before.generation;
         if desired.generation < held {
             return Err(ApplyError::Older { offered: desired.generation, held });
         }
         if desired.generation == held {
             return Ok(false);
         }
-        let drops = |id: &&VolumeId| !desired.volumes.contains_key(*id);
+        // A new epoch is that of a store that was restored: what it does not know may have been
+        // made after its backup.
+        let unknown = |id: &VolumeId| {
+            let persistent = before.volumes.get(id).is_none_or(|volume| volume.persistent);
+            desired.generation.epoch > held.epoch && persistent
+        };
+        let gone = |id: &&VolumeId| !desired.volumes.contains_key(*id);
+        let drops = |id: &&VolumeId| gone(id) && !unknown(id);
+        for id in volumes.listed.iter().filter(gone).filter(|id| unknown(id)) {
+            tracing::warn!(
+                volume = %id,
+                "a control with a new epoch does not know this volume: it is kept, for nobody; \
+                 `croft-bootd volume delete` deletes it"
+            );
+        }
         let mut dropped = volumes.dropped.clone();
         dropped.extend(volumes.listed.iter().filter(drops).cloned());
         self.keep_dropped(&mut volumes, dropped)?;
@@ -311,6 +326,37 @@ mod tests {
         assert_eq!(lost.dropped(), []);
         std::fs::write(dir.path().join("volumes.dropped"), "b, c").expect("written");
         assert!(matches!(Holder::open(dir.path()), Err(ApplyError::DamagedList { .. })));
+    }
+
+    #[test]
+    fn a_control_that_was_restored_deletes_no_data() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let state = |epoch: u64, volumes: &[(&str, bool)]| {
+            let volume = |(id, persistent): &(&str, bool)| edge::Volume {
+                id: (*id).to_owned(),
+                kind: edge::volume::Kind::Root.into(),
+                image: croft_proto::ImageVersion::of(b"image").to_string(),
+                zone: "shop".to_owned(),
+                persistent: *persistent,
+                ..edge::Volume::default()
+            };
+            edge::DesiredState {
+                volumes: volumes.iter().map(volume).collect(),
+                generation: Some(Generation { epoch, counter: 1 }.into()),
+                ..state(1)
+            }
+        };
+        let holder = Holder::open(dir.path()).expect("empty");
+        holder.apply(&state(1, &[("kept", true), ("data", true), ("anew", false)])).expect("good");
+        holder.apply(&state(2, &[("kept", true)])).expect("good");
+        let anew: VolumeId = "anew".parse().expect("name");
+        assert_eq!(holder.dropped(), std::slice::from_ref(&anew));
+        let next = edge::DesiredState {
+            generation: Some(Generation { epoch: 2, counter: 2 }.into()),
+            ..state(2, &[])
+        };
+        holder.apply(&next).expect("good");
+        assert_eq!(holder.dropped(), [anew, "kept".parse().expect("name")]);
     }
 
     #[test]

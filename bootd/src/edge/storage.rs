@@ -16,6 +16,9 @@ pub(super) struct StorageService {
     pub parts: EdgeParts,
 }
 
+/// How the names begin that control gives to volumes of members.
+const CONTROLS: [&str; 4] = ["root-", "own-", "shared-", "data-"];
+
 type Done = Result<Response<StorageDone>, Status>;
 
 fn parse<T: std::str::FromStr<Err: std::error::Error>>(
@@ -151,6 +154,11 @@ impl Storage for StorageService {
             snapshot: parse("snapshot", &request.snapshot)?,
             farm: if farm.is_empty() { None } else { Some(parse("farm", farm)?) },
         };
+        if CONTROLS.iter().any(|kind| spec.id.as_str().starts_with(kind)) {
+            let text = "volume: root-, own-, shared- and data- begin the names of members' volumes: \
+                        choose another, or a member would find the clone in its place";
+            return Err(Status::invalid_argument(text));
+        }
         self.change(move |volumes| volumes.clone_snapshot(&spec)).await
     }
 
