@@ -157,7 +157,7 @@ impl Keeper {
                 self.pending(assignment, &mut outcomes, "its boot could not be prepared");
             }
         }
-        settled &= self.delete_dropped(&desired, &busy);
+        settled &= self.delete_dropped(&seen);
         *self.outcomes.lock().unwrap_or_else(PoisonError::into_inner) = outcomes;
         self.zone();
         settled
@@ -242,21 +242,22 @@ impl Keeper {
     }
 
     /// Deletes volumes that were wanted once and are not any more; no others, which an operator
-    /// imported or whose state was lost, and no clones: those go when they are told to. A session sees
-    /// only volumes of a present assignment, which are wanted: what is left may at most be open in one
-    /// that is about to end.
-    fn delete_dropped(&self, desired: &Desired, busy: &BTreeSet<NodeName>) -> bool {
+    /// imported or whose state was lost, and no clones: those go when they are told to. One that a session
+    /// still has `open` waits for its end; false then.
+    fn delete_dropped(&self, open: &HashSet<&VolumeId>) -> bool {
         let dropped = self.desired.dropped();
         if dropped.is_empty() {
             return true;
         }
-        if busy.iter().any(|node| !desired.assignments.contains_key(node)) {
-            return false;
-        }
+        let mut settled = true;
         let made = self.volumes.list().into_iter().filter(|info| !info.is_clone);
         let made: BTreeSet<VolumeId> = made.map(|info| info.spec.id).collect();
         let mut gone = BTreeSet::new();
         for id in dropped {
+            if open.contains(&id) {
+                settled = false;
+                continue;
+            }
             if made.contains(&id) {
                 if let Err(error) = self.volumes.delete(&id) {
                     let error = &error as &dyn std::error::Error;
@@ -272,7 +273,7 @@ impl Keeper {
             let error = &error as &dyn std::error::Error;
             tracing::error!(error, "deleted volumes are still listed as dropped");
         }
-        true
+        settled
     }
 
     /// The image of a volume that is there, wanted or not.

@@ -263,13 +263,14 @@ fn volumes_go_when_nobody_wants_them_and_no_session_is_about_to_end() {
     bench.apply(1, version, |_| {});
     bench.keeper.settle();
     assert_eq!(bench.keeper.volumes.list().len(), 3);
-    bench.session();
+    bench.session_of("n1", vec![root()]);
     bench.apply(2, version, |state| {
         state.assignments.clear();
         state.volumes.clear();
     });
     assert!(!bench.keeper.settle());
-    assert_eq!(bench.keeper.volumes.list().len(), 3);
+    let left: Vec<_> = bench.keeper.volumes.list().into_iter().map(|i| i.spec.id).collect();
+    assert_eq!(left, [root()], "the others wait for nobody");
     bench.sessions.0.lock().expect("lock").clear();
     assert!(bench.keeper.settle());
     assert_eq!(bench.keeper.volumes.list().len(), 0);

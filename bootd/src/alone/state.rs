@@ -153,9 +153,9 @@ pub(crate) fn assign(
     let volumes = volumes(plan, want, blueprint, versions);
     let spoils = |held: &edge::Volume| {
         let new = volumes.iter().find(|v| v.id == held.id);
-        new.is_some_and(|new| !new.persistent || new.kind != held.kind)
+        new.is_some_and(|new| new.kind != held.kind || held.persistent && !new.persistent)
     };
-    if state.volumes.iter().any(|held| held.persistent && spoils(held)) {
+    if state.volumes.iter().any(spoils) {
         return Err(Impossible::Kept);
     }
     if held.is_some_and(|i| state.assignments[i] == assignment) && state.nodes.contains(&node) {

@@ -66,7 +66,7 @@ async fn settle_members(
         }
     }
     if batch.is_empty() && farm.deleting && members.is_empty() && !is_held(world, name) {
-        if volumes::may_be_left(&cx.sight.boot(), world, farm) {
+        if volumes::may_be_left(&cx.sight.boot(), farm) {
             debug!(farm = %name, "the boot server has not confirmed that its volumes are gone");
             return Ok(false);
         }

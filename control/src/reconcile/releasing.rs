@@ -22,7 +22,7 @@ pub async fn step(cx: &Context, subject: Subject<'_>) -> Result<Step, StepError>
 pub fn revoked(cx: &Context, subject: Subject<'_>) -> Result<(), String> {
     let name = &subject.node.name;
     let view = cx.sight.boot();
-    let Some((told, status)) = view.since(subject.node.revision) else {
+    let Some((told, _)) = view.since(subject.node.revision) else {
         return Err("the boot server has not confirmed that its zone is revoked".to_owned());
     };
     if told.assignments.iter().any(|assignment| assignment.node == name.as_str()) {
@@ -36,8 +36,9 @@ pub fn revoked(cx: &Context, subject: Subject<'_>) -> Result<(), String> {
         .filter(|member| !member.boot.root.persistent && member.node.as_ref() == Some(name))
         .and_then(|member| member.root_volume());
     match root {
-        Some(id) if status.volumes.iter().any(|volume| volume.id == id.as_str()) => {
-            Err(format!("volume {id} is not deleted yet"))
+        // What is deleted later is in nobody's zone.
+        Some(id) if told.volumes.iter().any(|volume| volume.id == id.as_str()) => {
+            Err(format!("the boot server is not told yet that volume {id} goes"))
         }
         _ => Ok(()),
     }

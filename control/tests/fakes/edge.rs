@@ -251,9 +251,12 @@ impl Edge for Fake {
             volumes: desired
                 .volumes
                 .iter()
-                .map(|v| &v.id)
-                .chain(&state.keeps_dropped)
-                .map(|id| edge::VolumeStatus { id: id.clone(), ready: true, error: String::new() })
+                .map(|v| edge::VolumeStatus { id: v.id.clone(), ready: true, error: String::new() })
+                .chain(state.keeps_dropped.iter().map(|id| edge::VolumeStatus {
+                    id: id.clone(),
+                    ready: false,
+                    error: "it is about to be deleted".to_owned(),
+                }))
                 .collect(),
             images: images(),
             segments_ready: desired.segments.iter().map(|s| s.name.clone()).collect(),
