@@ -104,13 +104,14 @@ pub(crate) async fn watch(desk: Arc<Desk>, cancel: CancellationToken) {
         for (node, text) in desk.traces().stalled() {
             let desired = desk.desired();
             let assignment = desired.assignments.get(&node);
-            desk.events().notice(Notice {
+            let notice = Notice {
                 kind: "boot-stalled",
                 segment: assignment.map(|assignment| assignment.segment.clone()),
                 farm: assignment.map(|assignment| assignment.member.farm.clone()),
-                node: Some(node),
+                node: Some(node.clone()),
                 text,
-            });
+            };
+            desk.events().limited(node.as_str(), notice);
         }
     }
 }

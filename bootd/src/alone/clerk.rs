@@ -139,7 +139,9 @@ impl Clerk {
                 Kind::Inform => None,
             }
         };
-        if role.is_some() {
+        // A REQUEST beside another server is mostly to that one.
+        let others = answer.is_none() && request.kind == Kind::Request;
+        if role.is_some() && !others {
             self.parts.desk.note_dhcp(&node, request, answer.as_ref());
         }
         match answer? {

@@ -24,6 +24,14 @@ impl Desk {
         }
     }
 
+    /// Notes that a transfer of the node at an address goes on.
+    pub(crate) fn touch_at(&self, segment: &SegmentName, source: IpAddr) {
+        let IpAddr::V4(address) = source.to_canonical() else { return };
+        if let Some(assignment) = self.desired().assignment_at(segment, address) {
+            self.traces().touch(&assignment.node);
+        }
+    }
+
     /// What the script of the node at an address means for its trace: whoever boots from a disk that
     /// is its own, or by its image's own boot loader, may never be heard again.
     pub(crate) fn script_step(&self, segment: &SegmentName, source: IpAddr) -> Seen {
@@ -39,9 +47,10 @@ impl Desk {
     /// Notes what a node asked by DHCP, and what became of it. An operating system's own requests
     /// are no part of a boot.
     pub(crate) fn note_dhcp(&self, node: &NodeName, request: &Request, answer: Option<&Answer>) {
-        if let Some(seen) = dhcp(request, answer) {
-            self.traces().note(node, seen);
-        }
+        let Some(seen) = dhcp(request, answer) else { return };
+        // Whoever borrows the MAC of a node that runs begins no boot of it.
+        let begins = request.kind == Kind::Discover && !self.parts.presence.seen(node).attached;
+        self.traces().note(node, if begins { seen.beginning() } else { seen });
     }
 }
 
@@ -76,10 +85,10 @@ fn dhcp(request: &Request, answer: Option<&Answer>) -> Option<Seen> {
             seen(format!("{asked} of {client}: its address is used by somebody else")).failed()
         }
         Some(Answer::Silence) | None => {
-            seen(format!("{asked} of {client}: not answered")).reaching(stage)
+            seen(format!("{asked} of {client}: not answered")).reaching(stage).failed()
         }
     };
-    Some(if request.kind == Kind::Discover { seen.beginning() } else { seen })
+    Some(seen)
 }
 
 fn said(reply: &Reply) -> String {

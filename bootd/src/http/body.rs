@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 
 use super::{Peer, Site};
 use crate::boot::Desk;
-use crate::trace::{Seen, Service};
+use crate::trace::{Seen, Service, TOUCH};
 
 /// Bytes of one read.
 const CHUNK: usize = 256 << 10;
@@ -78,7 +78,8 @@ impl Noted {
 /// A body of which a node's trace tells how much was sent of its `size`. Of an answer to HEAD it
 /// tells nothing.
 pub(super) fn noted(body: Body, size: u64, noted: Noted) -> Body {
-    Body::new(Counted { body, size, sent: 0, asked: false, begun: Instant::now(), noted })
+    let (begun, touched) = (Instant::now(), Instant::now());
+    Body::new(Counted { body, size, sent: 0, asked: false, begun, touched, noted })
 }
 
 struct Counted {
@@ -87,6 +88,7 @@ struct Counted {
     sent: u64,
     asked: bool,
     begun: Instant,
+    touched: Instant,
     noted: Noted,
 }
 
@@ -100,6 +102,10 @@ impl HttpBody for Counted {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         self.asked = true;
         let frame = Pin::new(&mut self.body).poll_frame(context);
+        if self.touched.elapsed() > TOUCH {
+            self.touched = Instant::now();
+            self.noted.desk.touch_at(&self.noted.segment, self.noted.peer);
+        }
         if let Poll::Ready(Some(Ok(frame))) = &frame {
             self.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
         }

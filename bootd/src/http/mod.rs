@@ -201,7 +201,8 @@ async fn program(
     }
     match site.programs.get(&file) {
         Some(bytes) => {
-            let seen = Seen::of(Service::Http, file).reaching(Stage::Program);
+            let name = file.trim_start_matches('/');
+            let seen = Seen::of(Service::Http, name).reaching(Stage::Program);
             let noted = Noted::new(&site, peer, seen);
             sized("application/efi", bytes.len() as u64, bytes.into(), noted)
         }

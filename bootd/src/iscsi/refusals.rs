@@ -74,7 +74,7 @@ impl Refusals {
         let seen = if traces.stage(node) >= Some(Stage::Kernel) {
             Seen::of(Service::Iscsi, "the operating system logged in").reaching(Stage::Login)
         } else {
-            Seen::of(Service::Iscsi, "the firmware logged in")
+            Seen::of(Service::Iscsi, "logged in before a kernel was fetched")
         };
         traces.note(node, seen);
     }

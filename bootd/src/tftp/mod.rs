@@ -26,13 +26,20 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::boot::Desk;
-use crate::trace::{Seen, Service, Stage};
+use crate::trace::{Seen, Service, Stage, TOUCH};
 
 /// UDP port of TFTP servers.
 pub(crate) const PORT: u16 = 69;
 
 /// Transfers of one segment at once.
 const MAX_TRANSFERS: usize = 256;
+
+/// Longest block, in bytes, and window, in blocks, that a client may choose (RFC 2348, RFC 7440).
+const MAX_BLOCK: u16 = 1468;
+const MAX_WINDOW: u16 = 16;
+
+/// What is read before anybody has acknowledged anything.
+const FIRST_WINDOW: u64 = MAX_BLOCK as u64 * MAX_WINDOW as u64;
 
 /// Files that nodes may ask for.
 const PROGRAMS: [&str; 2] = ["undionly.kpxe", "snponly.efi"];
@@ -103,8 +110,8 @@ pub(crate) async fn serve(
         .timeout(Duration::from_secs(1))
         .max_send_retries(5)
         .ignore_client_timeout()
-        .block_size_limit(1468)
-        .window_size_limit(16)
+        .block_size_limit(MAX_BLOCK)
+        .window_size_limit(MAX_WINDOW)
         .build()
         .await?;
     tokio::select! {
@@ -135,9 +142,10 @@ impl Files {
             desk: Arc::clone(&self.desk),
             segment: self.segment.clone(),
             client,
-            name: name.to_owned(),
+            name: name.trim_start_matches('/').to_owned(),
             size,
             begun: Instant::now(),
+            touched: Instant::now(),
         };
         Ok((Transfer { rest, noted: begun, _permit: permit }, Some(size)))
     }
@@ -180,16 +188,21 @@ struct Noted {
     name: String,
     size: u64,
     begun: Instant,
+    touched: Instant,
 }
 
 impl Drop for Transfer {
     fn drop(&mut self) {
-        let Noted { desk, segment, client, name, size, begun } = &self.noted;
+        let Noted { desk, segment, client, name, size, begun, .. } = &self.noted;
         let sent = size - self.rest.len() as u64;
         desk.traces().metrics().sent(Service::Tftp, sent);
-        let seen = Seen::of(Service::Tftp, name.as_str()).moving(sent, *size, begun.elapsed());
-        // UEFI asks for the size first and takes nothing.
-        let seen = if sent > 0 { seen.reaching(Stage::Program) } else { seen };
+        let seen = if sent < *size && sent <= FIRST_WINDOW {
+            // Firmware asks for the size and gives that transfer up, which we hear of seconds later.
+            Seen::of(Service::Tftp, format!("{name}: its size, and perhaps no more"))
+        } else {
+            let seen = Seen::of(Service::Tftp, name.as_str());
+            seen.moving(sent, *size, begun.elapsed()).reaching(Stage::Program)
+        };
         desk.note_at(segment, *client, seen);
     }
 }
@@ -200,6 +213,10 @@ impl AsyncRead for Transfer {
         _context: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
+        if self.noted.touched.elapsed() > TOUCH {
+            self.noted.touched = Instant::now();
+            self.noted.desk.touch_at(&self.noted.segment, self.noted.client);
+        }
         let length = buffer.len().min(self.rest.len());
         buffer[..length].copy_from_slice(&self.rest.split_to(length));
         Poll::Ready(Ok(length))

@@ -48,8 +48,8 @@ pub(super) fn of(boot: &Boot, silent: Duration, newest: bool) -> Option<String> 
              HTTP; its console says which"
         }
         Stage::Kernel => {
-            "its kernel was fetched and has not logged in to its disk: no driver for its NIC, or \
-             it stopped before; its console says which"
+            "its kernel was fetched and nothing came of it: it has no driver for its NIC, or stopped \
+             before it got to its disk; its console says which"
         }
         Stage::Login => {
             "it has its disk and no agent has attached: the image did not come up, or has no agent; \
@@ -82,7 +82,8 @@ fn broken(step: &Step, then: &str) -> String {
 pub(super) fn loops(boots: &VecDeque<Boot>) -> Option<String> {
     let newest = boots.back()?;
     let failing = |boot: &&Boot| {
-        boot.stage < Stage::Attached && newest.began.duration_since(boot.began) < LOOP
+        let lost = !boot.complete && boot.stage < Stage::Attached;
+        lost && newest.began.duration_since(boot.began) < LOOP
     };
     let count = boots.iter().rev().take_while(failing).count();
     if count < LOOPING {
@@ -91,7 +92,7 @@ pub(super) fn loops(boots: &VecDeque<Boot>) -> Option<String> {
     let before = boots.iter().rev().nth(1)?;
     let why = before.diagnosis.as_deref().unwrap_or("the reason is not known");
     Some(format!(
-        "it has begun {count} boots one after another without getting to its agent; the \
-                  last but one: {why}"
+        "it has begun {count} boots one after another without getting to its agent; the last but \
+         one: {why}"
     ))
 }

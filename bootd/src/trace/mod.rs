@@ -21,8 +21,17 @@ pub(crate) use metrics::{Gauges, Metrics};
 /// Boots of a node that are kept.
 const BOOTS: usize = 4;
 
-/// Steps of a boot that are kept; a boot that needs more repeats itself.
+/// Steps of a boot that are kept, the first and the newest; a boot that needs more repeats itself.
 const STEPS: usize = 64;
+
+/// The same until something was fetched: anybody can ask by DHCP, under any name.
+const FEW_STEPS: usize = 8;
+
+/// A DISCOVER after so long a silence begins a boot, wherever the last one stopped.
+const SILENCE: Duration = Duration::from_secs(120);
+
+/// A transfer that goes on says so as often as this.
+pub(crate) const TOUCH: Duration = Duration::from_secs(1);
 
 /// Nodes that are known at once.
 const NODES: usize = 16_384;
@@ -195,9 +204,8 @@ impl Boot {
     }
 
     fn add(&mut self, seen: Seen, now: Instant) {
-        let Seen { service, text, moved, failed, last, .. } = seen;
+        let Seen { service, text, moved, failed, last: ends, .. } = seen;
         self.last = now;
-        self.complete |= last;
         let took = moved.map_or(Duration::ZERO, |(_, _, took)| took);
         let at_ms = millis(now.duration_since(self.began).saturating_sub(took));
         let moved = moved.map(|(bytes, of, took)| Moved { bytes, of, took_ms: millis(took) });
@@ -207,11 +215,26 @@ impl Boot {
             && moved.is_none()
         {
             last.repeated += 1;
-        } else if self.steps.len() < STEPS {
-            self.steps.push(Step { at_ms, service, text, moved, failed, repeated: 0 });
-        } else {
+            return;
+        }
+        let most = if self.fetched() { STEPS } else { FEW_STEPS };
+        if self.steps.len() >= most {
+            self.steps.remove(most / 2);
             self.dropped += 1;
         }
+        self.complete |= ends && !failed;
+        self.steps.push(Step { at_ms, service, text, moved, failed, repeated: 0 });
+    }
+
+    /// Something was fetched: it is no mere question.
+    fn fetched(&self) -> bool {
+        self.stage == Stage::Program || self.stage > Stage::Ipxe
+    }
+
+    /// The same without its steps.
+    fn summary(&self, now: Instant) -> Self {
+        let (diagnosis, reached_ms) = (self.judge(now, true), self.reached_ms.clone());
+        Self { steps: Vec::new(), diagnosis, reached_ms, ..*self }
     }
 
     /// What is wrong with it now.
@@ -256,7 +279,10 @@ impl Traces {
         let mut book = self.book();
         let begins = seen.begins.then_some(seen.stage).flatten().filter(|stage| {
             let last = book.nodes.get(node).and_then(VecDeque::back);
-            last.is_none_or(|boot| boot.stage > Stage::Ipxe || boot.stage > *stage)
+            last.is_none_or(|boot| {
+                let further = boot.stage > Stage::Ipxe || boot.stage > *stage;
+                further || now.duration_since(boot.last) > SILENCE
+            })
         });
         if let Some(stage) = begins {
             book.make_room(node);
@@ -281,6 +307,13 @@ impl Traces {
         boot.add(seen, now);
     }
 
+    /// Notes that a transfer of a node's present boot goes on.
+    pub(crate) fn touch(&self, node: &NodeName) {
+        if let Some(boot) = self.book().nodes.get_mut(node).and_then(VecDeque::back_mut) {
+            boot.last = Instant::now();
+        }
+    }
+
     /// How far a node's present boot has come.
     pub(crate) fn stage(&self, node: &NodeName) -> Option<Stage> {
         self.book().nodes.get(node).and_then(VecDeque::back).map(|boot| boot.stage)
@@ -300,14 +333,12 @@ impl Traces {
         boots
     }
 
-    /// All nodes of which a boot was seen, each with its last one.
+    /// All nodes of which a boot was seen, each with its last one, without its steps.
     pub(crate) fn all(&self) -> Vec<(NodeName, Boot)> {
         let now = Instant::now();
         let book = self.book();
         let last = |(node, boots): (&NodeName, &VecDeque<Boot>)| {
-            let mut boot = boots.back()?.clone();
-            boot.diagnosis = boot.judge(now, true);
-            Some((node.clone(), boot))
+            Some((node.clone(), boots.back()?.summary(now)))
         };
         let mut all: Vec<_> = book.nodes.iter().filter_map(last).collect();
         all.sort_by(|(one, _), (other, _)| one.cmp(other));
@@ -339,7 +370,7 @@ impl Book {
             return;
         }
         let worth = |boots: &VecDeque<Boot>| {
-            let fetched = boots.iter().any(|boot| boot.stage != boot.reached_ms[0].0);
+            let fetched = boots.iter().any(Boot::fetched);
             (fetched, boots.back().map(|boot| boot.last))
         };
         let mut worths: Vec<_> = self.nodes.values().map(worth).collect();

@@ -85,15 +85,36 @@ fn a_boot_begins_when_the_last_one_had_got_further() {
 }
 
 #[test]
+fn a_long_silence_ends_a_boot_and_a_transfer_that_goes_on_is_none() {
+    let clock = Clock::new();
+    clock.at(0, discover(Stage::Firmware));
+    clock.at(60_000, discover(Stage::Firmware));
+    assert_eq!(clock.boots().len(), 1);
+    clock.at(200_000, discover(Stage::Firmware));
+    assert_eq!(clock.boots().len(), 2);
+    let traces = Traces::default();
+    let ago = Instant::now().checked_sub(Duration::from_secs(500)).expect("up");
+    traces.note_at(&node(), discover(Stage::Firmware), ago, SystemTime::now());
+    traces.touch(&node());
+    assert_eq!(traces.boots(&node())[0].diagnosis, None);
+}
+
+#[test]
 fn memory_is_bounded() {
     let clock = Clock::new();
+    let refused = |step: u64| Seen::of(Service::Http, format!("refused {step}")).failed();
     clock.at(0, discover(Stage::Ipxe));
-    for step in 0..1000 {
-        clock.at(step, Seen::of(Service::Http, format!("refused {step}")).failed());
-    }
-    let boot = &clock.boots()[0];
+    (0..1000).for_each(|step| clock.at(step, refused(step)));
+    assert_eq!(clock.boots()[0].steps.len(), FEW_STEPS, "nothing was fetched");
+    let other = Clock::new();
+    other.at(0, discover(Stage::Ipxe));
+    other.at(0, Seen::of(Service::Http, "script").reaching(Stage::Script));
+    (0..1000).for_each(|step| other.at(step, refused(step)));
+    let boot = &other.boots()[0];
     assert_eq!(boot.steps.len(), STEPS);
-    assert_eq!(boot.dropped as usize, 1001 - STEPS);
+    assert_eq!(boot.dropped as usize, 1002 - STEPS);
+    let texts: Vec<_> = boot.steps.iter().map(|step| step.text.as_str()).collect();
+    assert_eq!((texts[1], texts[STEPS - 1]), ("script", "refused 999"), "the first and the newest");
     for other in 0..NODES {
         let name = format!("m{other}").parse().expect("a name");
         let now = clock.1 + Duration::from_secs(10 + other as u64);
@@ -152,11 +173,16 @@ fn silence_after_the_last_that_can_be_seen_is_no_fault() {
     clock.at(1, Seen::of(Service::Http, "script").reaching(Stage::Script).last());
     let later = clock.1 + Duration::from_secs(1000);
     assert_eq!(clock.boots()[0].judge(later, true), None);
-    clock.at(2, Seen::of(Service::Iscsi, "the firmware logged in"));
+    clock.at(2, Seen::of(Service::Iscsi, "logged in"));
     assert_eq!(clock.boots()[0].judge(later, true), None);
-    clock.at(3, discover(Stage::Ipxe));
+    for ms in 3..5 {
+        clock.at(ms, discover(Stage::Ipxe));
+        clock.at(ms, Seen::of(Service::Http, "script").reaching(Stage::Script).last());
+    }
+    assert_eq!(diagnosis::loops(&clock.boots()), None, "it restarts, and that is all");
+    clock.at(7, discover(Stage::Ipxe));
     let later = later + Duration::from_secs(1000);
-    assert!(clock.boots()[1].judge(later, true).is_some(), "the next boot is judged");
+    assert!(clock.boots()[3].judge(later, true).is_some(), "the next boot is judged");
 }
 
 #[test]
