@@ -1,5 +1,6 @@
 //! The flushes of a unit: many commands share one.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,13 @@ use crate::volume::{Volume, VolumeError, aside};
 /// After a flush that took longer none is waited for by a session's own thread: its pings would be
 /// late.
 const QUICK: Duration = Duration::from_millis(5);
+
+/// Flushes that sessions' own threads wait for at once, of all units: on a disk that hangs the runtime
+/// has no other threads for the rest than those that [`aside`] gets.
+const MOST_HERE: usize = 32;
+
+/// How many there are.
+static HERE: AtomicUsize = AtomicUsize::new(0);
 
 /// Errors are shared: many have waited for the flush that failed.
 type Flushed = Result<(), Arc<VolumeError>>;
@@ -63,6 +71,7 @@ impl Flushes {
     /// The same in this thread, which steps aside: `None` if a flush runs, or this one may take so
     /// long that a session's thread should not wait for it.
     pub fn here(self: &Arc<Self>) -> Option<Flushed> {
+        let _place = Here::take()?;
         {
             let mut queue = self.queue();
             if queue.running || queue.took > QUICK || !self.volume.flush_is_small() {
@@ -112,6 +121,22 @@ impl Flushes {
         let mut queue = self.queue();
         queue.running = !queue.waiters.is_empty();
         queue.running
+    }
+}
+
+/// One of [`MOST_HERE`] places.
+struct Here;
+
+impl Here {
+    fn take() -> Option<Self> {
+        let more = |count| (count < MOST_HERE).then_some(count + 1);
+        HERE.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok().map(|_| Self)
+    }
+}
+
+impl Drop for Here {
+    fn drop(&mut self) {
+        HERE.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -201,7 +201,7 @@ pub(crate) struct Layer<B> {
     settled: AtomicU64,
     /// Something was written that no flush has covered.
     dirty: AtomicBool,
-    /// Bytes written since the last flush began, about.
+    /// Bytes written and discarded since the last flush began, about.
     unflushed: AtomicU64,
     ahead: Ahead,
     unsettled: Mutex<Vec<Range>>,

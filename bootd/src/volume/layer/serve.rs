@@ -76,6 +76,7 @@ impl<B: Backing> Volume for Layer<B> {
     fn flush_is_small(&self) -> bool {
         self.unflushed.load(Ordering::Relaxed) <= SMALL_FLUSH
             && self.log_used.load(Ordering::Relaxed) <= self.log_use.checkpoint_at
+            && self.flushing.try_lock().is_ok()
     }
 
     fn may_wait(&self, offset: u64, length: u64) -> bool {

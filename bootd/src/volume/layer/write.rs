@@ -197,6 +197,7 @@ impl<B: Backing> Layer<B> {
             return Ok(());
         }
         let own = places.clone().filter(|place| place.is_in(present.file)).count() as u64;
+        self.unflushed.fetch_add(count * BLOCK, Ordering::Relaxed);
         self.append(present, first, Change::Zero(count as u32))?;
         self.map.set(first, count, Place::ZERO);
         if own > 0 {
