@@ -15,7 +15,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 export CROFT_BIN_DIR := $(BIN)
 export CROFT_IMAGE_DIR := $(IMAGES)
 
-.PHONY: help run shell demo test test-programs test-scenarios test-others lint bench bench-boot bench-iscsi conformance soak fuzz clean \
+.PHONY: help run shell demo test test-programs test-scenarios test-others lint format clippy bench bench-boot bench-iscsi conformance soak fuzz clean \
 	packages build programs agent images image-store
 
 help:
@@ -63,20 +63,24 @@ shell:
 demo: images
 	$(RACK) --dir $(BUILD)/demo -- $(E2E) demo
 
-lint:
+lint: format clippy
+
+format:
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
+
+clippy:
 	+cargo clippy --workspace --all-targets --release -- -D warnings
 
 # Always the whole workspace: another selection of packages would build the dependencies anew. Many
 # tests wait more than they work, so more run at once than there are processors, and the scenarios in
 # the virtual rack beside the others.
 test: export RUST_TEST_THREADS ?= 4
-test: build
+test: format build
 	@$(MAKE) --no-print-directory -j$(shell nproc) image-store test-programs
 	@$(MAKE) --no-print-directory -j2 test-scenarios test-others
 
-test-programs: lint
+test-programs: clippy
 	+cargo test --release --workspace --no-run
 
 test-scenarios:

@@ -5,3 +5,22 @@
 
 pub mod process;
 pub mod report;
+
+/// Who is measured first in a round, and who then: who begins changes from round to round, so that
+/// what one side leaves warm or worn for the other favours nobody.
+pub fn order<T, const N: usize>(round: usize, mut sides: [T; N]) -> [T; N] {
+    sides.rotate_left(round % N);
+    sides
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_sides_are_there_in_every_round_and_begin_in_turn() {
+        let rounds: Vec<_> = (0..3).map(|round| order(round, ["ours", "peer"])).collect();
+        assert_eq!(rounds, [["ours", "peer"], ["peer", "ours"], ["ours", "peer"]]);
+        assert_eq!(order(4, [0, 1, 2]), [1, 2, 0]);
+    }
+}

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use croft_bench::order;
 use croft_bench::report::{self, Better, Figure};
 use croft_proto::{Generation, ImageVersion, Manifest, USERLAND_MARK, common, edge};
 use croft_rack::{Node, Rack};
@@ -98,14 +99,6 @@ pub async fn bench(options: Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Who boots first in a round, and who then: who begins changes from round to round, so that what
-/// one side leaves warm or worn for the other favours neither.
-fn order(round: usize, setup: Setup) -> [Server; 2] {
-    let mut order = [Server::Ours, Server::Peer(setup)];
-    order.rotate_left(round % 2);
-    order
-}
-
 /// Prints the two lines of a figure: seconds, ours and the peer's.
 fn report(name: &str, peer: &str, pairs: &[(f64, f64)]) {
     report::report(Figure { name, peer, unit: "s", better: Better::Lower }, pairs);
@@ -134,7 +127,7 @@ impl Bench {
         nodes: &[&str],
     ) -> anyhow::Result<(f64, f64)> {
         let (mut ours, mut theirs) = (f64::NAN, f64::NAN);
-        for server in order(round, setup) {
+        for server in order(round, [Server::Ours, Server::Peer(setup)]) {
             let took = self.boot(server, nodes).await?;
             match server {
                 Server::Ours => ours = took,
@@ -277,17 +270,5 @@ impl Bench {
             Ok((ready >= want && status.segments_ready.iter().any(|s| s == SEGMENT)).then_some(()))
         })
         .await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn both_sides_boot_in_every_round_and_begin_in_turn() {
-        let (ours, peer) = (Server::Ours, Server::Peer(Setup::Tuned));
-        let rounds: Vec<_> = (0..4).map(|round| order(round, Setup::Tuned)).collect();
-        assert_eq!(rounds, [[ours, peer], [peer, ours], [ours, peer], [peer, ours]]);
     }
 }

@@ -12,6 +12,7 @@ mod tools;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail, ensure};
+use croft_bench::order;
 use croft_bench::report::{Better, Figure, report};
 
 use initiator::Session;
@@ -88,8 +89,7 @@ type Side<'a> = &'a mut dyn FnMut() -> anyhow::Result<f64>;
 fn alternate<const N: usize>(rounds: usize, sides: [Side<'_>; N]) -> anyhow::Result<[Vec<f64>; N]> {
     let mut values: [Vec<f64>; N] = std::array::from_fn(|_| Vec::with_capacity(rounds));
     for round in 0..rounds {
-        for turn in 0..N {
-            let side = (round + turn) % N;
+        for side in order(round, std::array::from_fn::<_, N, _>(|side| side)) {
             values[side].push(sides[side]()?);
         }
     }
