@@ -15,8 +15,10 @@ export PATH := $(PATH):/usr/sbin:/sbin
 export CROFT_BIN_DIR := $(BIN)
 export CROFT_IMAGE_DIR := $(IMAGES)
 
-.PHONY: help run shell demo test test-programs test-scenarios test-others lint format clippy bench bench-boot bench-iscsi conformance soak fuzz clean \
-	packages build programs agent images image-store
+.PHONY: help run shell demo soak fuzz conformance clean
+.PHONY: packages build programs agent images image-store
+.PHONY: lint format clippy test test-programs test-scenarios test-others
+.PHONY: bench bench-boot bench-iscsi
 
 help:
 	@echo "make run    a virtual rack with a farm in it, until Ctrl-C"

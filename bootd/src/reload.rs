@@ -130,4 +130,16 @@ mod tests {
             assert!(renamed.is_some_and(|reason| reason.contains("site")), "{renamed:?}");
         }
     }
+
+    #[test]
+    fn the_status_page_cannot_move() {
+        let fixed = |text: &str| Fixed::of(&Config::parse(text).expect("a good file"));
+        let here = format!("{FILE}\n[status]\nlisten = \"10.255.0.2:9180\"\n");
+        let there = here.replace("9180", "9181");
+        for (now, next) in [(FILE, &*here), (&*here, FILE), (&*here, &*there)] {
+            let moved = fixed(now).differs(&fixed(next));
+            assert!(moved.is_some_and(|reason| reason.contains("[status]")), "{moved:?}");
+        }
+        assert_eq!(fixed(&here).differs(&fixed(&here)), None);
+    }
 }

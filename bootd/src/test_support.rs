@@ -1,13 +1,41 @@
 //! A small desired state for tests: `n1` serves `shop/web/1` on segment `shop`, `n2` the balancer,
 //! `n3` is idle.
 
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+
 use croft_proto::{
     BlobHash, CHUNK_SIZE, Generation, ImageFile, ImageKind, ImageVersion, Iqn, Manifest, NodeName,
     Secret, common, edge,
 };
+use tokio::runtime::Runtime;
+use tokio::sync::Notify;
 
-use crate::desired::{Desired, check};
+use crate::boot::{DeskParts, Presence, Records};
+use crate::desired::{Desired, Holder, check};
+use crate::events::Events;
+use crate::volume::ImageStore;
 use crate::zone::Grant;
+
+/// For fuzz targets, which begin anew too often to make one each time.
+pub(crate) static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(1).enable_all().build().expect("runtime")
+});
+
+/// What a desk under control works with that keeps its things in a directory; nothing is desired yet.
+pub(crate) fn desk_parts(dir: &Path, events: Events) -> DeskParts {
+    DeskParts {
+        desired: Arc::new(Holder::open(dir).expect("holder")),
+        records: Arc::new(Records::open(dir).expect("records")),
+        presence: Arc::new(Presence::new()),
+        events,
+        images: Arc::new(ImageStore::open(dir.join("images"))),
+        alone: false,
+        certificate: "PEM".to_owned(),
+        nudge: Arc::new(Notify::new()),
+    }
+}
 
 /// A grant of `shop/web/1` to a node, with no units.
 pub(crate) fn grant(node: &str, window: u64) -> Grant {
@@ -131,7 +159,7 @@ pub(crate) fn add_data_volumes(state: &mut edge::DesiredState) {
 }
 
 /// Puts a data image with this content into an image store, and returns its version.
-pub(crate) fn data_image(store: &std::path::Path, content: &[u8]) -> ImageVersion {
+pub(crate) fn data_image(store: &Path, content: &[u8]) -> ImageVersion {
     let blob = BlobHash::of(content);
     let chunks = content.chunks(CHUNK_SIZE as usize).map(BlobHash::of).collect();
     let disk = ImageFile { size: content.len() as u64, blob, chunks };

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::checked_toml::Table;
-use crate::{DataName, ImageRef};
+use crate::{DataName, ImageRef, edge};
 
 /// Most data volumes of a member: LUN 1 to 15.
 pub const MAX_DATA: usize = 15;
@@ -29,6 +29,15 @@ impl fmt::Display for DataKind {
             Self::Exclusive => "exclusive",
             Self::Shared => "shared",
         })
+    }
+}
+
+impl From<DataKind> for edge::volume::Kind {
+    fn from(kind: DataKind) -> Self {
+        match kind {
+            DataKind::Exclusive => Self::Exclusive,
+            DataKind::Shared => Self::SharedReadWrite,
+        }
     }
 }
 

@@ -282,12 +282,7 @@ fn volumes(
     let data = versions.data.iter().map(|data| {
         let kind = match data {
             Data::Image(_) => edge::volume::Kind::SharedReadOnly,
-            Data::Volume(DataVolume { kind: DataKind::Exclusive, .. }) => {
-                edge::volume::Kind::Exclusive
-            }
-            Data::Volume(DataVolume { kind: DataKind::Shared, .. }) => {
-                edge::volume::Kind::SharedReadWrite
-            }
+            Data::Volume(volume) => volume.kind.into(),
         };
         edge::Volume {
             id: data_id(want, data),

@@ -21,18 +21,8 @@ struct Bench {
 
 fn start(dir: &Path) -> Bench {
     let (events, notices) = Events::channel(64);
-    let desired = Arc::new(Holder::open(dir).expect("holder"));
-    let desk = Arc::new(Desk::new(DeskParts {
-        desired: Arc::clone(&desired),
-        records: Arc::new(Records::open(dir).expect("records")),
-        presence: Arc::new(Presence::new()),
-        events,
-        images: Arc::new(ImageStore::open(dir.join("images"))),
-        alone: false,
-        certificate: "PEM".to_owned(),
-        nudge: Arc::new(Notify::new()),
-    }));
-    desk.follow(&desired.now()).expect("follows");
+    let desk = Arc::new(Desk::new(test_support::desk_parts(dir, events)));
+    desk.follow(&desk.desired()).expect("follows");
     Bench { desk, notices }
 }
 

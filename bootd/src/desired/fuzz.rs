@@ -49,10 +49,10 @@ fn sound(desired: &Desired) {
             assert_eq!(desired.volumes[id].zone, assignment.member.farm, "another's volume");
         }
     }
-    let roots = desired.assignments.values().filter_map(|a| a.root_volume.as_ref());
-    let mut roots: Vec<_> = roots.collect();
-    roots.sort_unstable();
-    assert!(roots.windows(2).all(|pair| pair[0] != pair[1]), "a root volume has two writers");
+    let own = desired.assignments.values().flat_map(|a| desired.own_volumes(a));
+    let mut own: Vec<_> = own.map(|volume| &volume.id).collect();
+    own.sort_unstable();
+    assert!(own.windows(2).all(|pair| pair[0] != pair[1]), "a volume of one node has two");
     let segments: Vec<_> = desired.segments.values().collect();
     for (n, one) in segments.iter().enumerate() {
         for other in &segments[..n] {

@@ -3,14 +3,10 @@
 use std::sync::LazyLock;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::runtime::Runtime;
-use tokio::sync::Notify;
 
 use super::*;
-use crate::boot::{DeskParts, Presence, Records};
-use crate::desired::Holder;
 use crate::events::Events;
-use crate::volume::ImageStore;
+use crate::test_support::{self, RUNTIME};
 
 /// What the boot program holds.
 const PROGRAM: &[u8] = b"MZ, and the rest of a boot program";
@@ -21,21 +17,11 @@ pub(super) const STRANGER: [u8; 4] = [10, 20, 1, 99];
 
 /// A site over the desired state of the tests.
 pub(super) fn site(dir: &std::path::Path) -> Site {
-    let (events, _) = Events::channel(1);
-    let desired = Arc::new(Holder::open(dir).expect("holder"));
-    desired.apply(&crate::test_support::state()).expect("good");
-    let desk = Desk::new(DeskParts {
-        desired,
-        records: Arc::new(Records::open(dir).expect("records")),
-        presence: Arc::new(Presence::new()),
-        events,
-        images: Arc::new(ImageStore::open(dir.join("images"))),
-        alone: false,
-        certificate: String::new(),
-        nudge: Arc::new(Notify::new()),
-    });
+    let parts = test_support::desk_parts(dir, Events::channel(1).0);
+    parts.desired.apply(&test_support::state()).expect("good");
+    let desk = Arc::new(Desk::new(parts));
     let programs = Arc::new(Programs::of("snponly.efi", PROGRAM));
-    Site { segment: "shop".parse().expect("name"), desk: Arc::new(desk), clerk: None, programs }
+    Site { segment: "shop".parse().expect("name"), desk, clerk: None, programs }
 }
 
 /// What a caller at `peer` gets for these bytes.
@@ -54,14 +40,6 @@ pub(super) async fn exchange(site: Site, peer: [u8; 4], bytes: &[u8]) -> Vec<u8>
 static SITE: LazyLock<Site> = LazyLock::new(|| {
     let dir = tempfile::tempdir().expect("temporary directory");
     site(dir.path())
-});
-
-static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .expect("runtime")
 });
 
 /// The bytes of a connection, asked by a member and by a stranger.

@@ -3,45 +3,26 @@
 
 use std::net::{Ipv4Addr, UdpSocket};
 
-use tokio::runtime::Runtime;
-use tokio::sync::Notify;
-
 use super::*;
-use crate::boot::{DeskParts, Presence, Records};
-use crate::desired::Holder;
 use crate::events::Events;
-use crate::volume::ImageStore;
+use crate::test_support::{self, RUNTIME};
 
 pub(super) const SERVER: Ipv4Addr = Ipv4Addr::new(127, 20, 1, 1);
 pub(super) const MEMBER: Ipv4Addr = Ipv4Addr::new(127, 20, 1, 10);
 pub(super) const STRANGER: Ipv4Addr = Ipv4Addr::new(127, 20, 1, 99);
 
-/// Longest block that is sent, in bytes; and the largest window.
-const BLOCK: usize = 1468;
-const WINDOW: u32 = 16;
-
 /// A desk whose segment `shop` is on the loopback device.
 pub(super) fn desk(dir: &Path) -> Desk {
-    let mut state = crate::test_support::state();
+    let mut state = test_support::state();
     let move_to_loopback = |address: &mut String| *address = address.replace("10.20.", "127.20.");
     state.segments.iter_mut().for_each(|segment| move_to_loopback(&mut segment.address));
     state.assignments.iter_mut().for_each(|assignment| move_to_loopback(&mut assignment.address));
     for member in state.farms.iter_mut().flat_map(|farm| &mut farm.members) {
         move_to_loopback(&mut member.address);
     }
-    let desired = Arc::new(Holder::open(dir).expect("holder"));
-    desired.apply(&state).expect("good");
-    let (events, _) = Events::channel(1);
-    Desk::new(DeskParts {
-        alone: false,
-        desired,
-        records: Arc::new(Records::open(dir).expect("records")),
-        presence: Arc::new(Presence::new()),
-        events,
-        images: Arc::new(ImageStore::open(dir.join("images"))),
-        certificate: String::new(),
-        nudge: Arc::new(Notify::new()),
-    })
+    let parts = test_support::desk_parts(dir, Events::channel(1).0);
+    parts.desired.apply(&state).expect("good");
+    Desk::new(parts)
 }
 
 pub(super) fn socket(address: Ipv4Addr) -> UdpSocket {
@@ -54,14 +35,6 @@ pub(super) fn socket(address: Ipv4Addr) -> UdpSocket {
 static DESK: std::sync::LazyLock<Arc<Desk>> = std::sync::LazyLock::new(|| {
     let dir = tempfile::tempdir().expect("temporary directory");
     Arc::new(desk(dir.path()))
-});
-
-static RUNTIME: std::sync::LazyLock<Runtime> = std::sync::LazyLock::new(|| {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .expect("runtime")
 });
 
 /// A datagram, from a member and from a stranger. The server answers the next request.
@@ -77,7 +50,7 @@ pub fn datagram(data: &[u8]) -> bool {
     member.send_to(data, address).expect("sent");
     stranger.send_to(data, address).expect("sent");
     next.send_to(b"\0\x01snponly.efi\0octet\0", address).expect("sent");
-    let mut packet = [0; 2 * BLOCK];
+    let mut packet = [0; 2 * MAX_BLOCK as usize];
     next.set_read_timeout(Some(Duration::from_secs(20))).expect("set");
     let (length, _) = next.recv_from(&mut packet).expect("the server still answers");
     assert_eq!(packet[..length], [&[0, 3, 0, 1][..], &[0x5a; 512]].concat());
@@ -98,14 +71,16 @@ pub fn datagram(data: &[u8]) -> bool {
 /// A packet within the server's limits. Returns whether it is no error.
 fn sound(packet: &[u8]) -> bool {
     match packet {
-        [0, 3, _, _, block @ ..] => assert!(block.len() <= BLOCK, "a block of {}", block.len()),
+        [0, 3, _, _, block @ ..] => {
+            assert!(block.len() <= MAX_BLOCK.into(), "a block of {}", block.len())
+        }
         [0, 6, options @ ..] => {
             let mut words = options.split(|byte| *byte == 0).map(String::from_utf8_lossy);
             while let (Some(name), Some(value)) = (words.next(), words.next()) {
                 let value: u32 = value.parse().expect("a number");
                 match &*name {
-                    "blksize" => assert!(value <= BLOCK as u32),
-                    "windowsize" => assert!(value <= WINDOW),
+                    "blksize" => assert!(value <= MAX_BLOCK.into()),
+                    "windowsize" => assert!(value <= MAX_WINDOW.into()),
                     "tsize" => assert_eq!(value, 3000),
                     other => panic!("option {other} is not served"),
                 }

@@ -45,6 +45,13 @@ fn control_takes_snapshots_and_clones_which_outlive_bootd() {
         assert_eq!(none.code(), Code::NotFound);
         let bad = storage.snapshot(at(root, "Silver!")).await.expect_err("no name");
         assert_eq!(bad.code(), Code::InvalidArgument);
+        // A member whose volume has this name would find the clone in its place.
+        for id in ["root-shop-web-2", "own-shop-web-1-log", "shared-shop-fs", "data-shop-1234"] {
+            let taken = edge::CloneRequest { id: id.to_owned(), ..clone.clone() };
+            let refused = storage.clone_snapshot(taken).await.expect_err(id);
+            assert_eq!(refused.code(), Code::InvalidArgument, "{id}: {refused}");
+            assert!(volume(&site, id).await.is_none(), "{id} was made");
+        }
         storage.clone_snapshot(clone).await.expect("a clone");
         let size_bytes = 8 << 20;
         let grow = edge::GrowRequest { volume: "copy".to_owned(), size_bytes };

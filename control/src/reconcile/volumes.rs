@@ -60,11 +60,8 @@ pub fn remove(batch: &mut Batch, world: &World, farm: &Farm) {
 /// Whether the boot server may still have volumes that members of a farm wrote. A farm of the same
 /// name, perhaps another organization's, would find them.
 pub fn may_be_left(view: &BootView, farm: &Kept<Farm>) -> bool {
-    let name = &farm.spec.name;
-    let is_of = |id: &str| volume::is_of(name, id);
-    let told = view.told.iter().flat_map(|told| &told.volumes);
-    let seen = view.status.iter().flat_map(|status| &status.volumes);
-    told.into_iter().any(|volume| is_of(&volume.id))
-        || seen.into_iter().any(|volume| is_of(&volume.id))
-        || view.since(farm.revision).is_none()
+    let told = view.told.iter().flat_map(|told| &told.volumes).map(|volume| &volume.id);
+    let seen = view.status.iter().flat_map(|status| &status.volumes).map(|volume| &volume.id);
+    view.since(farm.revision).is_none()
+        || told.chain(seen).any(|id| volume::is_of(&farm.spec.name, id))
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
-use croft_proto::{DataKind, FarmName, MemberName, common, edge};
+use croft_proto::{FarmName, MemberName, common, edge};
 use ipnet::Ipv4Net;
 
 use crate::model::{Farm, FarmVolume, Grid, Health, Member, Node, NodeState, TierSpec, volume};
@@ -126,13 +126,9 @@ fn is_kept(world: &World, volume: &FarmVolume) -> bool {
 }
 
 fn data_volume(volume: &FarmVolume) -> edge::Volume {
-    let kind = match volume.kind() {
-        DataKind::Exclusive => edge::volume::Kind::Exclusive,
-        DataKind::Shared => edge::volume::Kind::SharedReadWrite,
-    };
     edge::Volume {
         id: volume.id.to_string(),
-        kind: kind.into(),
+        kind: edge::volume::Kind::from(volume.kind()).into(),
         image: String::new(),
         size_bytes: volume.size_mib << 20,
         persistent: true,
