@@ -37,6 +37,10 @@ pub fn enter_empty(name: &str, prepare: impl FnOnce(&mut Command)) -> bool {
         return true;
     }
     let test = std::env::current_exe().expect("the test's own path");
+    // A name that no test has would pass, for nothing fails in it.
+    let listed = Command::new(&test).args(["--exact", name, "--list"]).output().expect("runs");
+    let listed = String::from_utf8_lossy(&listed.stdout);
+    assert!(listed.contains(&format!("{name}: test")), "{name} is no test of this program");
     // Killing the test kills what is inside, too.
     let mut command = Command::new("setpriv");
     command
@@ -45,7 +49,7 @@ pub fn enter_empty(name: &str, prepare: impl FnOnce(&mut Command)) -> bool {
             "KILL",
             "--",
             "unshare",
-            "-Urnm",
+            "-Urnmu",
             "--fork",
             "--pid",
             "--kill-child",

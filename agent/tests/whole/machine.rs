@@ -8,8 +8,8 @@ use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
 
 use croft_agent::{Linux, Machine, Nic};
+use croft_test_support::namespace;
 
-const INSIDE: &str = "CROFT_TEST_INSIDE_NAMESPACES";
 const MAC: &str = "52:54:00:00:01:01";
 
 fn run(program: &str, arguments: &[&str]) -> Output {
@@ -76,23 +76,13 @@ impl Drop for Outside {
 
 #[test]
 fn a_balancer_is_named_reached_at_its_exposed_ports_and_nowhere_else() {
-    if std::env::var_os(INSIDE).is_none() {
-        let name = "a_balancer_is_named_reached_at_its_exposed_ports_and_nowhere_else";
-        let own = std::env::current_exe().expect("a path");
-        let output = Command::new("unshare")
-            .args(["-Urnmu", "--"])
-            .arg(own)
-            .args(["--exact", name, "--nocapture"])
-            .env(INSIDE, "1")
-            .output()
-            .expect("unshare is needed here");
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let said = text(&output.stdout) + &text(&output.stderr);
-        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    if !namespace::enter_empty(
+        "machine::a_balancer_is_named_reached_at_its_exposed_ports_and_nowhere_else",
+        |_| (),
+    ) {
         return;
     }
     succeed("mount", &["-t", "sysfs", "sysfs", "/sys"]);
-    succeed("ip", &["link", "set", "lo", "up"]);
     succeed("ip", &["link", "add", "eth1", "address", MAC, "type", "veth", "peer", "name", "far"]);
     let outside = Outside::new();
     let runtime =

@@ -15,21 +15,19 @@
 //! way has no k-th step any more.
 
 mod bootd;
-#[path = "../fakes/mod.rs"]
-mod fakes;
 mod machine;
 
 use std::collections::BTreeMap;
 
+use crate::fakes::control::Control;
+use crate::fakes::farms::{BLUEPRINTS, FARM, MEMBERS, is_gone, is_ready};
+use crate::fakes::spy::{Reached, Spy, follow};
+use crate::fakes::{PATIENCE, Rack, eventually};
 use bootd::{Bootd, Watch};
 use croft_proto::api;
 use croft_test_support::agent::{Agent, token};
 use croft_test_support::initiator::{LoginError, Session};
 use croft_test_support::namespace::{self, sh};
-use fakes::control::Control;
-use fakes::farms::{BLUEPRINTS, FARM, MEMBERS, is_gone, is_ready};
-use fakes::spy::{Reached, Spy, follow};
-use fakes::{PATIENCE, Rack, eventually};
 use machine::{Given, Machines};
 use tonic::Code;
 
@@ -72,7 +70,7 @@ impl Site {
         // Machines have their own addresses beside each other on one device. This one is nobody's: a
         // device that loses its last address forgets its routes, too.
         sh("ip addr add 10.20.0.254/24 dev node100");
-        let rack = Rack::with(nodes, fakes::Bootd::Real(bootd::EDGE.into())).await;
+        let rack = Rack::with(nodes, crate::fakes::Bootd::Real(bootd::EDGE.into())).await;
         let machines = Machines::start(&rack.state);
         let bootd = Bootd::start(rack.path()).await;
         let control = Control::start(rack.path()).await;
@@ -253,7 +251,7 @@ async fn assert_locked_out(given: &Given) {
 }
 
 fn inside(name: &str, test: impl Future<Output = ()>) {
-    if namespace::enter(name, LINKS) {
+    if namespace::enter(&format!("kills::{name}"), LINKS) {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
         runtime.expect("runtime").block_on(test);
     }

@@ -1,15 +1,13 @@
 //! The agent against a collector of our own, over real TLS: attach, re-attach, poll, orders.
 
-mod support;
-
 use std::fs;
 use std::io::ErrorKind;
 
+use crate::support::{Agent, Bootd, Told, key, mode, until, welcome};
 use croft_proto::agent::hello::Credential;
 use croft_proto::agent::{PhaseOrder, agent_message, bootd_message};
 use croft_proto::common::health_check::Kind;
 use croft_proto::common::{Health, HealthCheck, Member, Membership, Phase};
-use support::{Agent, Bootd, Told, key, mode, until, welcome};
 
 #[tokio::test]
 async fn the_token_buys_one_attach_and_the_key_of_this_boot_every_later_one() {
@@ -159,7 +157,7 @@ async fn welcome_configures_the_outer_nic_and_the_health_check() {
     let mut bootd = Bootd::start("127.0.0.1:0", &key).await;
     let agent = Agent::boot(bootd.address, &key.cert.pem());
     let mut attached = bootd.next().await;
-    let closed = support::free_port();
+    let closed = crate::support::free_port();
     let mut words = welcome("shop/lb/1", "k");
     words.nic1_mac = "52:54:00:00:01:01".to_owned();
     words.nic1_address = "203.0.113.10/24".to_owned();

@@ -1,12 +1,10 @@
 //! The life of a farm against fakes behind the real protocols, with the real program.
 
-mod fakes;
-
 use std::time::{Duration, Instant};
 
-use fakes::control::{Control, with_token};
-use fakes::farms::{self, BANK, BLUEPRINTS, SHOP};
-use fakes::{EXTERNAL_VLAN, PATIENCE, Rack, eventually};
+use crate::fakes::control::{Control, with_token};
+use crate::fakes::farms::{self, BANK, BLUEPRINTS, SHOP};
+use crate::fakes::{EXTERNAL_VLAN, PATIENCE, Rack, eventually};
 use tonic::Code;
 
 /// Policy for tests: failures count at once. Deadlines are long, for on a busy machine a sound node
@@ -42,7 +40,8 @@ async fn a_farm_boots_grows_shrinks_and_goes() {
     let nodes = control.nodes().await;
     for node in nodes.iter().filter(|node| node.state == "InService") {
         let tags: Vec<_> = node.ports.iter().map(|port| port.vlan).collect();
-        let outside = if node.role == "load-balancer" { EXTERNAL_VLAN } else { fakes::DEAD_VLAN };
+        let outside =
+            if node.role == "load-balancer" { EXTERNAL_VLAN } else { crate::fakes::DEAD_VLAN };
         assert_eq!(tags, [100, outside.into()], "{node:?}");
         assert_eq!((node.power.as_str(), node.health.as_str()), ("on", "healthy"));
     }
@@ -174,7 +173,10 @@ async fn a_node_that_nobody_can_reach_keeps_its_address() {
     let nodes = control.nodes().await;
     let lost = nodes.iter().find(|n| n.name == before.node).expect("there");
     assert_eq!(lost.state, "Quarantined");
-    assert!(lost.ports.iter().all(|port| port.vlan == u32::from(fakes::DEAD_VLAN)), "{lost:?}");
+    assert!(
+        lost.ports.iter().all(|port| port.vlan == u32::from(crate::fakes::DEAD_VLAN)),
+        "{lost:?}"
+    );
 
     // The BMC is back: it is fenced on all sides and rests.
     rack.state.lock().machines.get_mut(&before.node).expect("there").bmc_dead = false;
@@ -393,7 +395,8 @@ async fn what_others_change_is_put_right() {
         let state = rack.state.lock();
         let tags = [format!("{serving}p1"), format!("{idle}p0")].map(|port| state.tag(&port));
         let is_on = state.machines[&idle].on_since.is_some();
-        let right = tags == [Some(fakes::DEAD_VLAN), Some(fakes::IDLE_VLAN)] && !is_on;
+        let right =
+            tags == [Some(crate::fakes::DEAD_VLAN), Some(crate::fakes::IDLE_VLAN)] && !is_on;
         if right { Ok(()) } else { Err(format!("{tags:?} {is_on}")) }
     })
     .await;

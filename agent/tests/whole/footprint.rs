@@ -1,17 +1,15 @@
 //! What the agent costs the node that it runs on, measured on the real program.
 //!
-//! `CROFT_AGENT_BIN=PATH cargo test -p croft-agent --test footprint -- --nocapture` measures
-//! another build of it, for example the static one of the images.
-
-mod support;
+//! `CROFT_AGENT_BIN=PATH cargo test --release --workspace --test whole -- --nocapture footprint`
+//! measures another build of it, for example the static one of the images.
 
 use std::process::Stdio;
 use std::time::Duration;
 
+use crate::support::{Bootd, key, welcome};
 use croft_proto::agent::{Poll, agent_message, bootd_message};
 use croft_proto::common::Health;
 use croft_proto::{AgentConfig, Secret};
-use support::{Bootd, key, welcome};
 use tokio::process::Command;
 
 const POLLS: u64 = 200;
@@ -84,7 +82,7 @@ async fn it_takes_little_memory_and_little_time() {
     // It ends when it is told to, and has said nothing that is secret.
     let end = nix::sys::signal::Signal::SIGTERM;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), end).expect("it runs");
-    let output = tokio::time::timeout(support::DEADLINE, agent.wait_with_output()).await;
+    let output = tokio::time::timeout(crate::support::DEADLINE, agent.wait_with_output()).await;
     let output = output.expect("in time").expect("it ends");
     assert!(output.status.success(), "{output:?}");
     let log = String::from_utf8(output.stderr).expect("text");
@@ -106,7 +104,7 @@ async fn a_faulty_configuration_is_one_line_and_status_64() {
             .args(["run", "--config"])
             .arg(&path)
             .output();
-        let output = tokio::time::timeout(support::DEADLINE, run).await;
+        let output = tokio::time::timeout(crate::support::DEADLINE, run).await;
         let output = output.expect("in time").expect("it runs");
         let said = String::from_utf8(output.stderr).expect("text");
         assert_eq!(output.status.code(), Some(64), "{said}");

@@ -1,9 +1,7 @@
 //! What an operator or a tenant changes while farms run.
 
-mod fakes;
-
-use fakes::farms::{BLUEPRINTS, SHOP, start};
-use fakes::{PATIENCE, Rack, eventually};
+use crate::fakes::farms::{BLUEPRINTS, SHOP, start};
+use crate::fakes::{PATIENCE, Rack, eventually};
 use tonic::Code;
 
 /// Path of the check by which balancers judge web servers, as the boot server was last told.

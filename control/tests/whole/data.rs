@@ -1,13 +1,11 @@
 //! Data volumes: who is given them, and what neither an edit nor a failure may do to them.
 
-mod fakes;
-
 use std::collections::BTreeMap;
 
+use crate::fakes::control::Control;
+use crate::fakes::farms::{BLUEPRINTS, SHOP, start};
+use crate::fakes::{PATIENCE, Rack, eventually};
 use croft_proto::edge;
-use fakes::control::Control;
-use fakes::farms::{BLUEPRINTS, SHOP, start};
-use fakes::{PATIENCE, Rack, eventually};
 use tonic::Code;
 
 const POLICY: &str = "[policy]\nquarantine_s = 1\n";

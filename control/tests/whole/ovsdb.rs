@@ -1,13 +1,11 @@
 //! The switch driver against the real `ovsdb-server`: what our fake takes for granted is so.
 
-mod fakes;
-
 use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
-use fakes::control::Control;
-use fakes::{DEAD_VLAN, IDLE_VLAN, Rack, eventually};
+use crate::fakes::control::Control;
+use crate::fakes::{DEAD_VLAN, IDLE_VLAN, Rack, eventually};
 use tokio::process::{Child, Command};
 
 const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";

@@ -1,13 +1,11 @@
 //! Switches, BMCs and a boot server that fail, and come back, around the real program.
 
-mod fakes;
-
 use std::time::Instant;
 
+use crate::fakes::control::Control;
+use crate::fakes::farms::{self, BANK, FARM, MEMBERS};
+use crate::fakes::{DEAD_VLAN, EXTERNAL_VLAN, PATIENCE, Rack, eventually};
 use croft_proto::{api, edge};
-use fakes::control::Control;
-use fakes::farms::{self, BANK, FARM, MEMBERS};
-use fakes::{DEAD_VLAN, EXTERNAL_VLAN, PATIENCE, Rack, eventually};
 use tonic::Code;
 
 const POLICY: &str = "[policy]\nquarantine_s = 1\nagent_silence_s = 3\nbootd_settle_s = 0\n\

@@ -3,10 +3,10 @@
 use super::Rack;
 use super::control::Control;
 
-pub const BLUEPRINTS: &str = include_str!("../../../images/examples/blueprints.toml");
+pub const BLUEPRINTS: &str = include_str!("../../../../images/examples/blueprints.toml");
 
-pub const SHOP: &str = include_str!("../../../images/examples/shop.toml");
-pub const BANK: &str = include_str!("../../../images/examples/bank.toml");
+pub const SHOP: &str = include_str!("../../../../images/examples/shop.toml");
+pub const BANK: &str = include_str!("../../../../images/examples/bank.toml");
 
 pub const FARM: &str = "
 [farm]

@@ -1,13 +1,11 @@
 //! Organizations side by side: what one may neither break nor learn of another.
 
-mod fakes;
-
 use std::path::Path;
 
+use crate::fakes::control::{Control, with_token};
+use crate::fakes::farms::start;
+use crate::fakes::{PATIENCE, Rack};
 use croft_proto::api;
-use fakes::control::{Control, with_token};
-use fakes::farms::start;
-use fakes::{PATIENCE, Rack};
 use tonic::Code;
 
 /// A farm of one web server.

@@ -1,6 +1,5 @@
 //! A collector as bootd has one, whose every word the test decides, and a machine that only notes
 //! what it is told.
-#![allow(dead_code, reason = "each test program uses a part of it")]
 
 pub mod web;
 

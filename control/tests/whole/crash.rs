@@ -4,15 +4,13 @@
 //! The kill points are control's stored events (see `fakes::spy`). The boot server is a fake that
 //! checks every desired state that it is given; `kills` does the same with the real one.
 
-mod fakes;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use fakes::control::Control;
-use fakes::farms::{self, FARM, MEMBERS, is_gone, is_ready};
-use fakes::spy::{Reached, Spy, follow};
-use fakes::{Rack, eventually};
+use crate::fakes::control::Control;
+use crate::fakes::farms::{self, FARM, MEMBERS, is_gone, is_ready};
+use crate::fakes::spy::{Reached, Spy, follow};
+use crate::fakes::{Rack, eventually};
 
 const POLICY: &str = "[policy]\nquarantine_s = 0\nmax_failures = 1000\nbootd_settle_s = 0\n[deadlines]\nsoft_power_off = 5\n";
 

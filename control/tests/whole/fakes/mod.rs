@@ -6,8 +6,6 @@
 //! A test with a real boot server starts the switch and the BMCs alone, and acts for the machines
 //! itself.
 
-#![allow(dead_code, reason = "every test uses a part of it")]
-
 pub mod bmc;
 pub mod control;
 pub mod edge;
@@ -216,7 +214,7 @@ pub struct Rack {
     pub spare: SocketAddr,
     pub bmcs: SocketAddr,
     pub edge: SocketAddr,
-    tasks: tokio::task::JoinSet<()>,
+    _tasks: tokio::task::JoinSet<()>,
 }
 
 /// The password that BMCs want.
@@ -275,7 +273,7 @@ impl Rack {
             Bootd::Fake => edge::start(&mut tasks, state.clone(), dir.path()).await,
             Bootd::Real(address) => address,
         };
-        Self { state, dir, switch, spare, bmcs, edge, tasks }
+        Self { state, dir, switch, spare, bmcs, edge, _tasks: tasks }
     }
 
     pub fn path(&self) -> &Path {

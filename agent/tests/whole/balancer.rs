@@ -1,19 +1,17 @@
 //! The agent of a balancer with the real HAProxy before real servers on loopback addresses, under
 //! requests that never pause: not one of them may fail, whatever happens to the servers.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::web::{Clients, Mood, Web, get};
+use crate::support::{Agent, Attached, Bootd, Told, free_port, key, until, welcome};
 use croft_proto::agent::{PhaseOrder, bootd_message};
 use croft_proto::common::health_check::Kind;
 use croft_proto::common::member::State;
 use croft_proto::common::{Balance, HealthCheck, Member, Membership, Phase};
-use support::web::{Clients, Mood, Web, get};
-use support::{Agent, Attached, Bootd, Told, free_port, key, until, welcome};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -228,7 +226,7 @@ async fn members_that_die_with_requests_in_flight_cost_no_request() {
     one.mood.send_replace(Mood::Silent);
     clients.until_answered_by(&["two"]).await;
     // Only when its checks have failed does the luck of the draw play no part any more.
-    let seen_down = tokio::time::timeout(support::DEADLINE, async {
+    let seen_down = tokio::time::timeout(crate::support::DEADLINE, async {
         loop {
             let stat = runtime(&agent.file("haproxy.sock"), "show stat -1 4 -1").await;
             if stat.lines().any(|l| l.contains("shop:web:21,") && l.contains(",DOWN,")) {
