@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use croft_proto::edge::edge_client::EdgeClient;
 use croft_proto::edge::storage_client::StorageClient;
 use croft_proto::{Generation, ImageVersion, common, edge};
+use croft_test_support::authority::Authority;
 use croft_test_support::{http, images};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::Channel;
 
 pub const EDGE: &str = "10.255.0.2:7443";
 const STATUS: &str = "10.255.0.2:9180";
@@ -18,8 +18,7 @@ const STATUS: &str = "10.255.0.2:9180";
 /// Files of a site. Dropping it kills its bootd.
 pub struct Site {
     dir: PathBuf,
-    ca: String,
-    control: (String, String),
+    authority: Authority,
     pub kernel: Vec<u8>,
     pub image: ImageVersion,
     bootd: Option<Child>,
@@ -28,29 +27,15 @@ pub struct Site {
 impl Site {
     /// Certificates, an image store and a configuration in `dir`.
     pub fn new(dir: &Path) -> Self {
-        let key = KeyPair::generate().expect("key");
-        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let ca = CertifiedIssuer::self_signed(params, key).expect("authority");
-        let leaf = |name: &str| {
-            let key = KeyPair::generate().expect("key");
-            let params = CertificateParams::new(vec![name.to_owned()]).expect("parameters");
-            let certificate = params.signed_by(&key, &ca).expect("certificate");
-            (certificate.pem(), key.serialize_pem())
-        };
-        let (edge, control) = (leaf("bootd0.croft.internal"), leaf("control.croft.internal"));
+        let authority = Authority::new().expect("keys");
         let put = |name: &str, text: &str| std::fs::write(dir.join(name), text).expect("written");
-        put("ca.pem", &ca.pem());
-        put("edge.pem", &edge.0);
-        put("edge.key", &edge.1);
+        let edge = authority.give_bootd(dir, EDGE).expect("written");
         let shown = dir.display();
         put(
             "bootd.toml",
             &format!(
                 "state_dir = '{shown}/state'\nimage_dir = '{shown}/images'\n\
-                 ipxe_dir = '{shown}/ipxe'\n[edge]\nlisten = '{EDGE}'\nca = '{shown}/ca.pem'\n\
-                 certificate = '{shown}/edge.pem'\nkey = '{shown}/edge.key'\n\
-                 [status]\nlisten = '{STATUS}'\n"
+                 ipxe_dir = '{shown}/ipxe'\n{edge}[status]\nlisten = '{STATUS}'\n"
             ),
         );
         std::fs::create_dir(dir.join("ipxe")).expect("made");
@@ -59,7 +44,7 @@ impl Site {
         }
         let kernel: Vec<u8> = (0..3_000_000_u32).map(|i| (i % 253) as u8).collect();
         let image = images::add(&dir.join("images"), "web-server", Some(&kernel));
-        Self { dir: dir.to_owned(), ca: ca.pem(), control, kernel, image, bootd: None }
+        Self { dir: dir.to_owned(), authority, kernel, image, bootd: None }
     }
 
     /// Starts bootd in the fabric.
@@ -101,25 +86,13 @@ impl Site {
 
     /// Control's connection; bootd may still be starting.
     async fn channel(&self) -> Channel {
-        let tls = ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(&self.ca))
-            .identity(Identity::from_pem(&self.control.0, &self.control.1))
-            .domain_name("bootd0.croft.internal");
-        let endpoint = Endpoint::from_shared(format!("https://{EDGE}"))
-            .and_then(|endpoint| endpoint.tls_config(tls))
-            .expect("endpoint");
-        until("bootd's edge answers", async || endpoint.connect().await.ok()).await
+        until("bootd's edge answers", async || self.authority.connect(EDGE, true).await.ok()).await
     }
 
     /// A connection without a client certificate.
     pub async fn stranger(&self) -> Result<(), String> {
-        let tls = ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(&self.ca))
-            .domain_name("bootd0.croft.internal");
-        let endpoint = Endpoint::from_shared(format!("https://{EDGE}"))
-            .and_then(|endpoint| endpoint.tls_config(tls))
-            .map_err(|error| error.to_string())?;
-        let channel = endpoint.connect().await.map_err(|error| error.to_string())?;
+        let channel = self.authority.connect(EDGE, false).await;
+        let channel = channel.map_err(|error| error.to_string())?;
         let status = EdgeClient::new(channel).status(edge::StatusRequest {}).await;
         status.map(drop).map_err(|status| status.to_string())
     }

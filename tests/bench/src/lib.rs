@@ -13,6 +13,31 @@ pub fn order<T, const N: usize>(round: usize, mut sides: [T; N]) -> [T; N] {
     sides
 }
 
+/// One side of a row: measures itself once.
+pub type Side<'a> = &'a mut dyn FnMut() -> anyhow::Result<f64>;
+
+/// Measures all sides `rounds` times, in turn; the values of each side.
+///
+/// # Errors
+/// A side could not be measured.
+pub fn alternate<const N: usize>(
+    rounds: usize,
+    sides: [Side<'_>; N],
+) -> anyhow::Result<[Vec<f64>; N]> {
+    let mut values: [Vec<f64>; N] = std::array::from_fn(|_| Vec::with_capacity(rounds));
+    for round in 0..rounds {
+        for side in order(round, std::array::from_fn::<_, N, _>(|side| side)) {
+            values[side].push(sides[side]()?);
+        }
+    }
+    Ok(values)
+}
+
+/// The pairs of two sides' values.
+pub fn zip(ours: &[f64], theirs: &[f64]) -> Vec<(f64, f64)> {
+    ours.iter().copied().zip(theirs.iter().copied()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

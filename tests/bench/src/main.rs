@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+mod dhcp;
 mod iscsi;
 
 use clap::Parser;
@@ -12,10 +13,13 @@ use clap::Parser;
 enum Bench {
     /// The iSCSI target beside tgt, qemu-img, iperf3.
     Iscsi(iscsi::Options),
+    /// DHCP beside Kea.
+    Dhcp(dhcp::Options),
 }
 
 fn main() -> anyhow::Result<()> {
     match Bench::parse() {
         Bench::Iscsi(options) => iscsi::bench(&options),
+        Bench::Dhcp(options) => dhcp::bench(&options),
     }
 }

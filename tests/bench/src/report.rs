@@ -24,6 +24,11 @@ pub struct Figure<'a> {
     pub better: Better,
 }
 
+/// A figure that gets better as it grows.
+pub fn higher<'a>(name: &'a str, peer: &'a str, unit: &'a str) -> Figure<'a> {
+    Figure { name, peer, unit, better: Better::Higher }
+}
+
 /// The middle of the values; of an even number, the mean of the two in the middle.
 ///
 /// # Panics

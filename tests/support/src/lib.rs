@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod authority;
 pub mod dhcp;
 pub mod fuzz;
 pub mod http;

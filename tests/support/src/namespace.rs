@@ -8,7 +8,8 @@
 //!   ctl0 10.255.0.1  ──veth──  ctl1 10.255.0.2   (fabric)
 //! ```
 
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, ExitStatus};
 
 const INSIDE: &str = "CROFT_TEST_INSIDE";
 
@@ -41,27 +42,37 @@ pub fn enter_empty(name: &str, prepare: impl FnOnce(&mut Command)) -> bool {
     let listed = Command::new(&test).args(["--exact", name, "--list"]).output().expect("runs");
     let listed = String::from_utf8_lossy(&listed.stdout);
     assert!(listed.contains(&format!("{name}: test")), "{name} is no test of this program");
-    // Killing the test kills what is inside, too.
-    let mut command = Command::new("setpriv");
-    command
-        .args([
-            "--pdeathsig",
-            "KILL",
-            "--",
-            "unshare",
-            "-Urnmu",
-            "--fork",
-            "--pid",
-            "--kill-child",
-            "--mount-proc",
-        ])
-        .arg(test)
-        .args(["--exact", name, "--nocapture", "--test-threads=1"])
-        .env(INSIDE, "1");
+    let mut command = inside(&test);
+    command.args(["--exact", name, "--nocapture", "--test-threads=1"]);
     prepare(&mut command);
     let status = command.status().expect("setpriv and unshare (package util-linux) run");
     assert!(status.success(), "{name} failed inside its namespaces");
     false
+}
+
+/// As [`enter`] for a program that is no test: none inside, and outside how the program ended that
+/// was run once more inside, with the same arguments.
+///
+/// # Panics
+/// The namespaces cannot be had.
+pub fn enter_program(links: &[(&str, &str)]) -> Option<ExitStatus> {
+    if std::env::var_os(INSIDE).is_some() {
+        sh("ip link set lo up");
+        build(links);
+        return None;
+    }
+    let program = std::env::current_exe().expect("the program's own path");
+    let mut command = inside(&program);
+    command.args(std::env::args_os().skip(1));
+    Some(command.status().expect("setpriv and unshare (package util-linux) run"))
+}
+
+/// Runs a program inside. Killing this process kills what is inside, too.
+fn inside(program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--", "unshare", "-Urnmu", "--fork", "--pid"]);
+    command.args(["--kill-child", "--mount-proc"]).arg(program).env(INSIDE, "1");
+    command
 }
 
 fn build(links: &[(&str, &str)]) {

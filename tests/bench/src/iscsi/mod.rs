@@ -12,8 +12,8 @@ mod tools;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail, ensure};
-use croft_bench::order;
-use croft_bench::report::{Better, Figure, report};
+use croft_bench::report::{Better, Figure, higher as figure, report};
+use croft_bench::{Side, alternate, zip};
 
 use initiator::Session;
 use targets::{Export, Ours, Tgt, Volume};
@@ -80,28 +80,6 @@ struct Bench {
     image: bool,
     /// Patterns differ from run to run, so that what is read back is of this run.
     pattern: u8,
-}
-
-/// One side of a row: measures itself once.
-type Side<'a> = &'a mut dyn FnMut() -> anyhow::Result<f64>;
-
-/// Measures all sides `rounds` times, in turn; the values of each side.
-fn alternate<const N: usize>(rounds: usize, sides: [Side<'_>; N]) -> anyhow::Result<[Vec<f64>; N]> {
-    let mut values: [Vec<f64>; N] = std::array::from_fn(|_| Vec::with_capacity(rounds));
-    for round in 0..rounds {
-        for side in order(round, std::array::from_fn::<_, N, _>(|side| side)) {
-            values[side].push(sides[side]()?);
-        }
-    }
-    Ok(values)
-}
-
-fn zip(ours: &[f64], theirs: &[f64]) -> Vec<(f64, f64)> {
-    ours.iter().copied().zip(theirs.iter().copied()).collect()
-}
-
-fn figure<'a>(name: &'a str, peer: &'a str, unit: &'a str) -> Figure<'a> {
-    Figure { name, peer, unit, better: Better::Higher }
 }
 
 impl Bench {
