@@ -1,4 +1,9 @@
-//! The DHCP server of one segment: a socket on its device, one short task per request.
+//! The DHCP server of one segment: a socket on its device. What can be answered at once is answered
+//! where it was received; what waits for a disk or a volume goes on as a task.
+//!
+//! When more arrives than can be answered, it is DISCOVERs that wait, and are dropped: each REQUEST
+//! ends a conversation in which work was done already, and if both were dropped alike, most of that
+//! work would be for nothing.
 
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
@@ -6,18 +11,20 @@ mod options;
 pub(crate) mod packet;
 pub(crate) mod rom;
 
+use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use croft_proto::SegmentName;
 use tokio::net::UdpSocket;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::alone::Clerk;
 use crate::boot::Desk;
-use packet::{MAX_REQUEST, Reply, ReplyKind, Request};
+use packet::{Kind, MAX_REQUEST, Reply, ReplyKind, Request};
 
 /// UDP port of DHCP servers and relays.
 pub(crate) const SERVER_PORT: u16 = 67;
@@ -29,6 +36,15 @@ pub(crate) const BOOT_SERVER_PORT: u16 = 4011;
 /// Requests that are judged at once; what comes above that is dropped, and asked again. Some wait for
 /// a disk, some for a volume.
 const MAX_TASKS: usize = 2048;
+
+/// DISCOVERs that may wait; of those that come above that the oldest is dropped: its client is the
+/// first that asks again.
+const MAX_WAITING: usize = 256;
+
+/// Datagrams that are received, and DISCOVERs that are answered, before it is the other's turn. The
+/// kernel keeps some hundred datagrams, no more, while nobody receives.
+const RECEIVED: usize = 64;
+const ANSWERED: usize = 8;
 
 /// Answers of a socket that are logged in a second; a flood is told by debug messages alone.
 const MAX_LINES: u32 = 100;
@@ -60,61 +76,112 @@ pub(crate) async fn serve(
     who: Who,
     cancel: CancellationToken,
 ) -> std::io::Result<()> {
-    let socket = Arc::new(socket);
-    let mut lines = (Instant::now(), 0);
-    let mut tasks = JoinSet::new();
+    let mut server = Server {
+        leg: Arc::new(Leg { socket, segment, who }),
+        port,
+        tasks: JoinSet::new(),
+        lines: (Instant::now(), 0),
+        waiting: VecDeque::new(),
+    };
     let mut buffer = vec![0; MAX_REQUEST + 1];
     loop {
+        let leg = Arc::clone(&server.leg);
         tokio::select! {
             () = cancel.cancelled() => break,
-            Some(ended) = tasks.join_next() => {
-                if let Err(error) = ended {
-                    tracing::error!(%segment, %error, "answering a DHCP request was cut off");
-                }
-            }
-            received = socket.recv_from(&mut buffer) => {
-                let (length, from) = received?;
-                let mut request = match Request::parse(&buffer[..length]) {
-                    Ok(request) => request,
-                    Err(reason) => {
-                        tracing::debug!(%segment, %reason, "dropped what is no DHCP request");
-                        continue;
-                    }
-                };
-                request.to_boot_server = port == Port::BootServer;
-                if tasks.len() >= MAX_TASKS {
-                    tracing::debug!(%segment, mac = %request.mac, "too many requests at once");
-                    continue;
-                }
-                if lines.0.elapsed() >= Duration::from_secs(1) {
-                    lines = (Instant::now(), 0);
-                }
-                lines.1 += 1;
-                let loud = lines.1 <= MAX_LINES;
-                let (socket, who) = (Arc::clone(&socket), who.clone());
-                tasks.spawn(answer(socket, segment.clone(), who, request, from, loud));
+            Some(ended) = server.tasks.join_next() => server.ended(ended),
+            () = tokio::task::yield_now(), if !server.waiting.is_empty() => {}
+            ready = leg.socket.readable() => ready?,
+        }
+        while let Some(ended) = server.tasks.try_join_next() {
+            server.ended(ended);
+        }
+        for _ in 0..RECEIVED {
+            match leg.socket.try_recv_from(&mut buffer) {
+                Ok((length, from)) => server.received(&buffer[..length], from).await,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
             }
         }
+        for _ in 0..ANSWERED {
+            let Some((request, from)) = server.waiting.pop_front() else { break };
+            server.answer(request, from).await;
+        }
     }
-    tasks.shutdown().await;
+    server.tasks.shutdown().await;
     Ok(())
 }
 
-async fn answer(
-    socket: Arc<UdpSocket>,
+/// What answers need.
+#[derive(Debug)]
+struct Leg {
+    socket: UdpSocket,
     segment: SegmentName,
     who: Who,
-    request: Request,
-    from: SocketAddr,
-    loud: bool,
-) {
-    let reply = match &who {
-        Who::Desk(desk) => desk.dhcp(&segment, &request).await,
-        Who::Clerk(clerk) => clerk.dhcp(&segment, &request).await,
-    };
-    let desk = match &who {
-        Who::Desk(desk) => desk,
-        Who::Clerk(clerk) => clerk.desk(),
+}
+
+/// One socket's server.
+#[derive(Debug)]
+struct Server {
+    leg: Arc<Leg>,
+    port: Port,
+    tasks: JoinSet<()>,
+    /// Since when lines are counted, and how many there were.
+    lines: (Instant, u32),
+    /// DISCOVERs.
+    waiting: VecDeque<(Request, SocketAddr)>,
+}
+
+impl Server {
+    fn ended(&self, task: Result<(), JoinError>) {
+        if let Err(error) = task {
+            let segment = &self.leg.segment;
+            tracing::error!(%segment, %error, "answering a DHCP request was cut off");
+        }
+    }
+
+    async fn received(&mut self, bytes: &[u8], from: SocketAddr) {
+        let segment = &self.leg.segment;
+        let mut request = match Request::parse(bytes) {
+            Ok(request) => request,
+            Err(reason) => {
+                tracing::debug!(%segment, %reason, "dropped what is no DHCP request");
+                return;
+            }
+        };
+        request.to_boot_server = self.port == Port::BootServer;
+        if request.kind != Kind::Discover {
+            return self.answer(request, from).await;
+        }
+        if self.waiting.len() >= MAX_WAITING {
+            self.waiting.pop_front();
+            tracing::debug!(%segment, "too many DISCOVERs at once");
+        }
+        self.waiting.push_back((request, from));
+    }
+
+    async fn answer(&mut self, request: Request, from: SocketAddr) {
+        if self.tasks.len() >= MAX_TASKS {
+            let segment = &self.leg.segment;
+            tracing::debug!(%segment, mac = %request.mac, "too many requests at once");
+            return;
+        }
+        if self.lines.0.elapsed() >= Duration::from_secs(1) {
+            self.lines = (Instant::now(), 0);
+        }
+        self.lines.1 += 1;
+        let loud = self.lines.1 <= MAX_LINES;
+        let mut answer = Box::pin(answer(Arc::clone(&self.leg), request, from, loud));
+        if futures::poll!(&mut answer).is_pending() {
+            self.tasks.spawn(answer);
+        }
+    }
+}
+
+async fn answer(leg: Arc<Leg>, request: Request, from: SocketAddr, loud: bool) {
+    let Leg { socket, segment, who } = &*leg;
+    let (reply, desk) = match who {
+        Who::Desk(desk) => (desk.dhcp(segment, &request).await, desk),
+        Who::Clerk(clerk) => (clerk.dhcp(segment, &request).await, clerk.desk()),
     };
     desk.traces().metrics().dhcp(reply.is_some());
     let Some(reply) = reply else { return };
