@@ -5,6 +5,7 @@
 //! of the operating system is randomness for new secrets.
 
 mod boot_config;
+mod boots;
 mod causes;
 mod data;
 mod generation;
@@ -14,11 +15,13 @@ mod iqn;
 mod mac;
 mod names;
 mod secret;
+mod text;
 mod vlan;
 
 pub mod checked_toml;
 
 pub use boot_config::{AgentConfig, BootEnv, InvalidBootEnv, IscsiLogin};
+pub use boots::draw_boots;
 pub use causes::with_causes;
 pub use data::{Data, DataKind, DataVolume, MAX_DATA, read_data};
 pub use generation::Generation;
@@ -36,6 +39,7 @@ pub use names::{
     NodeName, OrganizationName, RoleName, SegmentName, SwitchName, TierName, VolumeId,
 };
 pub use secret::Secret;
+pub use text::{age, instant, printable};
 pub use vlan::{InvalidVlan, VlanId};
 
 /// Messages that several services speak.

@@ -92,6 +92,13 @@ async fn shows_the_boot(site: &Site, config: &AgentConfig, password: &str) {
         (&kernel["moved"]["bytes"], &kernel["moved"]["of"]),
         (&3_000_000.into(), &3_000_000.into())
     );
+    let request = edge::BootsRequest { node: "n1".to_owned() };
+    let reply = site.control().await.boots(request).await.expect("boots").into_inner();
+    assert_eq!(serde_json::to_value(&reply.boots).expect("JSON"), boots, "two tales of one boot");
+    assert_eq!((reply.boots[0].window, reply.uptime_ms > 0), (1, true));
+    let nameless = edge::BootsRequest { node: "n 1".to_owned() };
+    let refused = site.control().await.boots(nameless).await.expect_err("no name");
+    assert_eq!(refused.code(), Code::InvalidArgument);
     let metrics = site.look("/metrics").await;
     for line in ["croft_bootd_boots_healthy_total 1", "croft_bootd_agents 1"] {
         assert!(metrics.lines().any(|l| l == line), "no {line:?} in\n{metrics}");
