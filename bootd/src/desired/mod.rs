@@ -20,7 +20,7 @@ use ipnet::Ipv4Net;
 use uuid::Uuid;
 
 pub(crate) use check::{DesiredFaults, check, check_with, safe_kernel_args};
-pub(crate) use store::{ApplyError, Holder};
+pub(crate) use store::{ApplyError, Holder, kept};
 
 /// A network device's name, as the kernel takes it: up to 15 bytes that need no quoting anywhere.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
