@@ -2,6 +2,7 @@
 
 mod capture;
 mod client;
+mod relay;
 mod site;
 
 use std::net::Ipv4Addr;
