@@ -7,6 +7,7 @@
 mod boot_config;
 mod boots;
 mod causes;
+mod circuit;
 mod data;
 mod generation;
 mod health;
@@ -23,6 +24,7 @@ pub mod checked_toml;
 pub use boot_config::{AgentConfig, BootEnv, InvalidBootEnv, IscsiLogin};
 pub use boots::draw_boots;
 pub use causes::with_causes;
+pub use circuit::{CircuitId, InvalidCircuitId};
 pub use data::{Data, DataKind, DataVolume, MAX_DATA, read_data};
 pub use generation::Generation;
 pub use health::{
