@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use croft_proto::{MacAddr, SegmentName};
+use croft_proto::{InvalidCircuitId, MacAddr, SegmentName};
 use uuid::Uuid;
 
 use crate::alone::{Family, Question, explain};
@@ -60,7 +60,9 @@ pub fn run(args: &ExplainArgs) -> Result<String, ExplainError> {
         uuid: args.uuid,
         arch: part("--arch", args.arch.as_deref(), Family::number)?,
         segment: args.segment.clone(),
-        circuit: part("--circuit-id", args.circuit_id.as_deref(), str::parse)?,
+        circuit: part("--circuit-id", args.circuit_id.as_deref(), |text| {
+            text.parse().map_err(|error: InvalidCircuitId| error.to_string())
+        })?,
     };
     explain(&plan, &question).map_err(|error| ExplainError::Question(error.to_string()))
 }

@@ -17,6 +17,7 @@
 
 mod alone;
 mod boot;
+mod capture;
 mod collector;
 mod config;
 mod desired;
@@ -52,6 +53,7 @@ mod test_support;
 #[cfg(test)]
 mod volume_unit_tests;
 
+pub use capture::{CaptureArgs, CaptureError, run as run_capture};
 pub use config::{Config, ConfigError, EdgeConfig};
 pub use explain_cli::{ExplainArgs, ExplainError, run as run_explain};
 pub use reload::Reload;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use croft_bootd::{Config, ExplainArgs, Reload, TargetArgs, VolumeArgs};
+use croft_bootd::{CaptureArgs, Config, ExplainArgs, Reload, TargetArgs, VolumeArgs};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +34,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Write a machine's boot packets, without their secrets, as a pcapng file.
+    Capture(CaptureArgs),
     /// Check a configuration file and say all that is wrong with it; exit status 64 if anything is.
     Check {
         /// The configuration file.
@@ -84,6 +86,12 @@ fn main() -> ExitCode {
         (Some(Command::Volume(arguments)), _) => {
             let mut out = std::io::stdout().lock();
             finish(croft_bootd::run_volume(arguments, &mut out).map_err(Into::into))
+        }
+        (Some(Command::Capture(arguments)), _) => {
+            let nobody = Notify::new();
+            finish(until_signal(&nobody, async |stop| {
+                Ok(croft_bootd::run_capture(arguments, stop).await?)
+            }))
         }
         (Some(Command::Target(arguments)), _) => {
             let nobody = Notify::new();

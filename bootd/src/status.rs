@@ -19,7 +19,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use croft_proto::NodeName;
+use croft_proto::{NodeName, common, draw_boots};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -29,7 +29,7 @@ use crate::events::Notice;
 use crate::gate::Gate;
 use crate::http;
 use crate::keeper::Sessions;
-use crate::trace::{Boot, Gauges, draw};
+use crate::trace::Gauges;
 
 /// Time between looks for boots that are stuck.
 const LOOK: Duration = Duration::from_secs(2);
@@ -70,7 +70,7 @@ enum Format {
 struct Listed {
     node: NodeName,
     #[serde(flatten)]
-    boot: Boot,
+    boot: common::Boot,
 }
 
 /// Binds the address.
@@ -151,9 +151,8 @@ async fn boots(State(shown): State<Shown>, Query(form): Query<Form>) -> Response
         Format::Text => {
             let mut text = String::new();
             for (node, boot) in all {
-                let diagnosis = boot.diagnosis.as_deref().unwrap_or_default();
                 // Writing to a string cannot fail.
-                let _ = writeln!(text, "{node:24} {:9} {diagnosis}", boot.stage.name());
+                let _ = writeln!(text, "{node:24} {:9} {}", boot.stage, boot.diagnosis);
             }
             plain(text)
         }
@@ -171,7 +170,11 @@ async fn boots_of(
     let boots = shown.desk.traces().boots(&node);
     match form.format {
         Format::Json => json(&boots),
-        Format::Text => plain(draw(node.as_str(), &boots)),
+        Format::Text => {
+            let uptime = shown.desk.presence().uptime();
+            let uptime_ms = u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX);
+            plain(draw_boots(node.as_str(), &boots, uptime_ms))
+        }
     }
 }
 

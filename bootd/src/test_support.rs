@@ -62,6 +62,7 @@ pub(crate) fn state() -> edge::DesiredState {
         hardware_class: "small".to_owned(),
         uuid: format!("0102030{i}-0405-0607-0809-0a0b0c0d0e0f"),
         macs: vec![format!("52:54:00:00:0{i}:00"), format!("52:54:00:00:0{i}:01")],
+        circuit_id: Vec::new(),
     };
     let volume = |id: &str, kind: edge::volume::Kind| edge::Volume {
         id: id.to_owned(),

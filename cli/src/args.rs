@@ -74,6 +74,11 @@ pub enum Node {
         /// Its name.
         name: String,
     },
+    /// Draws a node's last boots step by step, and says where and why one stopped.
+    Boot {
+        /// Its name.
+        name: String,
+    },
     /// Takes a quarantined node back into the idle pool.
     Release {
         /// Its name.

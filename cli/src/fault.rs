@@ -7,9 +7,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use croft_proto::checked_toml::Faults;
+use croft_proto::printable;
 use tonic::{Code, Status};
-
-use crate::text::printable;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -140,6 +139,9 @@ pub fn root_cause(error: &(dyn Error + 'static)) -> String {
 fn refusal(status: &Status) -> String {
     let said = printable(status.message(), '\n');
     match (status.code(), said.as_str()) {
+        (Code::Unimplemented, "") => {
+            "control is older than this command and does not know it: update control".to_owned()
+        }
         (Code::Unauthenticated, "") => "control does not know the profile's token".to_owned(),
         (code, "") => format!("control refuses: {}", code.description()),
         _ => said,
@@ -186,5 +188,7 @@ mod tests {
             Fault::of(Status::unauthenticated(""), "x").to_string(),
             "control does not know the profile's token"
         );
+        let older = Fault::of(Status::unimplemented(""), "x").to_string();
+        assert!(older.contains("update control"), "{older}");
     }
 }

@@ -1,6 +1,8 @@
 //! Aligned columns for terminals: no box art, two spaces between columns, a header line.
 
-use crate::text::{or_dash, printable};
+use croft_proto::printable;
+
+use crate::text::or_dash;
 
 /// Which side a column's values keep to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -46,6 +46,7 @@ async fn tables_for_people_and_json_with_the_names_of_the_protocol() {
     for (arguments, field) in [
         (vec!["grid", "show"], "dead_vlan"),
         (vec!["node", "show", "n1"], "hardware_class"),
+        (vec!["node", "boot", "n1"], "boots"),
         (vec!["farm", "ls"], "farms"),
         (vec!["blueprint", "ls"], "blueprints"),
         (vec!["image", "ls"], "images"),
@@ -60,6 +61,30 @@ async fn tables_for_people_and_json_with_the_names_of_the_protocol() {
     }
     let ran = stage.operator.croft(&["explain", "shop/web", "--limit", "2"]).await;
     assert_eq!(ran.stdout.matches("asked for shop/web").count(), 2);
+}
+
+#[tokio::test]
+async fn boots_are_drawn_or_given_as_data() {
+    let stage = stage();
+    let ran = stage.operator.croft(&["node", "boot", "n1"]).await;
+    let expected = "\
+n1: boot of 2023-11-14 22:13:20Z, firmware after 0.00 s
+     0.00 +0.00    |=                               | DHCP  DISCOVER of BIOS: OFFER 10.20.0.11?[2J
+  it fetched nothing
+";
+    assert_eq!((ran.status, ran.stdout.as_str()), (0, expected), "{}", ran.stderr);
+    let ran = stage.operator.croft(&["node", "boot", "n1", "--output", "json"]).await;
+    let json: serde_json::Value = serde_json::from_str(&ran.stdout).expect("JSON");
+    assert_eq!(json["boots"][0]["steps"][0]["service"], "dhcp");
+    assert_eq!((&json["boots"][0]["window"], &json["remembered_ms"]), (&1.into(), &61_000.into()));
+    let ran = stage.operator.croft(&["node", "boot", "n2"]).await;
+    let none = "n2: no boot was seen since bootd was started, 1m01s ago\n";
+    assert_eq!((ran.status, ran.stdout.as_str()), (0, none));
+    let ran = stage.operator.croft(&["node", "boot", "n3"]).await;
+    let old = "croft: control is older than this command and does not know it: update control\n";
+    assert_eq!((ran.status, ran.stderr.as_str()), (1, old));
+    let ran = stage.operator.croft(&["node", "boot", "n4"]).await;
+    assert_eq!((ran.status, ran.stderr.as_str()), (1, "croft: bootd0 does not answer\n"));
 }
 
 #[tokio::test]

@@ -5,7 +5,9 @@
 //! of the operating system is randomness for new secrets.
 
 mod boot_config;
+mod boots;
 mod causes;
+mod circuit;
 mod data;
 mod generation;
 mod health;
@@ -14,12 +16,15 @@ mod iqn;
 mod mac;
 mod names;
 mod secret;
+mod text;
 mod vlan;
 
 pub mod checked_toml;
 
 pub use boot_config::{AgentConfig, BootEnv, InvalidBootEnv, IscsiLogin};
+pub use boots::draw_boots;
 pub use causes::with_causes;
+pub use circuit::{CircuitId, InvalidCircuitId};
 pub use data::{Data, DataKind, DataVolume, MAX_DATA, read_data};
 pub use generation::Generation;
 pub use health::{
@@ -36,6 +41,7 @@ pub use names::{
     NodeName, OrganizationName, RoleName, SegmentName, SwitchName, TierName, VolumeId,
 };
 pub use secret::Secret;
+pub use text::{age, instant, printable};
 pub use vlan::{InvalidVlan, VlanId};
 
 /// Messages that several services speak.

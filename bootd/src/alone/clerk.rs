@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
-use croft_proto::{NodeName, RoleName, SegmentName};
+use croft_proto::{CircuitId, NodeName, RoleName, SegmentName};
 
 use super::identity::{Places, Who, recognise};
 use super::leases::{Lease, Leases, Taken};
-use super::plan::{CircuitId, Link, Machine, Plan};
+use super::plan::{Link, Machine, Plan};
 use super::rules::{Family, Sender};
 use super::state::Want;
 use super::tables::Tables;
@@ -88,7 +88,7 @@ impl Clerk {
     ) -> Option<Reply> {
         let plan = self.parts.plan.load_full();
         let link = link_of(&plan, segment, request)?;
-        let circuit = request.circuit().map(|id| CircuitId(id.to_vec()));
+        let circuit = request.circuit().and_then(|id| CircuitId::new(id).ok());
         let circuit = circuit.as_ref();
         let now = now_ms();
         let who = match recognise(&plan.machines, request.mac, request.uuid, circuit) {
@@ -261,7 +261,7 @@ impl Clerk {
         let held = self.held(case);
         let fixed = case.machine.and_then(|machine| machine.address);
         let lease_s = terms(link).lease_of(request.client);
-        let port = case.circuit.map(|circuit| circuit.0.as_slice());
+        let port = case.circuit.map(|circuit| circuit.as_bytes());
         let take = || {
             self.with_table(link, |table| table.take(request.mac, wanted, lease_s, port, now_ms()))
         };
@@ -377,7 +377,7 @@ impl Clerk {
     /// Whether a machine that serves nothing yet may begin to, beside another server whose leases limit
     /// nobody.
     fn may_begin(&self, case: Case<'_>) -> bool {
-        let port = case.circuit.map(|circuit| circuit.0.as_slice());
+        let port = case.circuit.map(|circuit| circuit.as_bytes());
         let may = || self.with_table(case.link, |table| table.may_begin(port, now_ms()));
         case.machine.is_some() || may() == Some(true)
     }

@@ -2,11 +2,11 @@
 
 use std::fmt::{self, Write as _};
 
-use croft_proto::{MacAddr, SegmentName};
+use croft_proto::{CircuitId, MacAddr, SegmentName};
 use uuid::Uuid;
 
 use super::identity::{Who, recognise};
-use super::plan::{CircuitId, Link, Plan};
+use super::plan::{Link, Plan};
 use super::rules::{Family, Sender};
 use crate::desired::BootMethod;
 use crate::dhcp::packet::Architecture;

@@ -5,9 +5,9 @@
 
 use std::collections::HashMap;
 
-use croft_proto::{MacAddr, NodeName, SegmentName};
+use croft_proto::{CircuitId, MacAddr, NodeName, SegmentName};
 
-use super::plan::{CircuitId, Machine, Machines, name_of};
+use super::plan::{Machine, Machines, name_of};
 
 /// How long a MAC belongs to the port where it was last seen, in ms.
 const PLACE_MS: u64 = 10_000;
@@ -190,7 +190,7 @@ mod tests {
         let mut places = Places::default();
         let (lan, dmz): (SegmentName, SegmentName) =
             ("lan".parse().expect("name"), "dmz".parse().expect("name"));
-        let (p1, p2) = (CircuitId(vec![1]), CircuitId(vec![2]));
+        let [p1, p2] = ["0x01", "0x02"].map(|port| port.parse::<CircuitId>().expect("circuit"));
         let one = mac("52:54:00:00:00:01");
         assert!(!places.is_elsewhere(one, &lan, Some(&p1), 0));
         assert!(!places.is_elsewhere(one, &lan, Some(&p1), 5_000));

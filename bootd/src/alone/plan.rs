@@ -1,12 +1,12 @@
 //! What a `bootd.toml` without control asks for, as values that cannot contradict each other.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use croft_proto::{
-    ClassName, Data, FarmName, ImageRef, MacAddr, NodeName, RoleName, SegmentName, common,
+    CircuitId, ClassName, Data, FarmName, ImageRef, MacAddr, NodeName, RoleName, SegmentName,
+    common,
 };
 use ipnet::Ipv4Net;
 use uuid::Uuid;
@@ -152,45 +152,6 @@ impl FromStr for Label {
             return Ok(Self(s.to_owned()));
         }
         Err("a label has 1 to 63 letters, digits and - _ . = /".to_owned())
-    }
-}
-
-/// The circuit-id of a relay's option 82 (RFC 3046 section 3.1): text, or `0x` and hex digits.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct CircuitId(pub Vec<u8>);
-
-impl FromStr for CircuitId {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        let bytes = match s.strip_prefix("0x") {
-            None => s.as_bytes().to_vec(),
-            Some(digits) => {
-                let pairs = digits.as_bytes().chunks(2);
-                let byte = |pair: &[u8]| {
-                    let text = std::str::from_utf8(pair).ok().filter(|_| pair.len() == 2)?;
-                    u8::from_str_radix(text, 16).ok()
-                };
-                let bytes: Option<Vec<u8>> = pairs.map(byte).collect();
-                bytes.ok_or("a circuit-id in hex is 0x and pairs of hex digits")?
-            }
-        };
-        if (1..=253).contains(&bytes.len()) {
-            return Ok(Self(bytes));
-        }
-        Err("a circuit-id has 1 to 253 bytes".to_owned())
-    }
-}
-
-impl fmt::Display for CircuitId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match std::str::from_utf8(&self.0) {
-            Ok(text) if text.bytes().all(|b| b.is_ascii_graphic() || b == b' ') => f.pad(text),
-            _ => {
-                f.write_str("0x")?;
-                self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-            }
-        }
     }
 }
 

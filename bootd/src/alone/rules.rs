@@ -13,10 +13,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::str::FromStr;
 
-use croft_proto::{ClassName, MacAddr, RoleName, SegmentName};
+use croft_proto::{CircuitId, ClassName, MacAddr, RoleName, SegmentName};
 use uuid::Uuid;
 
-use super::plan::{CircuitId, Label, Machine};
+use super::plan::{Label, Machine};
 
 /// The first bytes of a MAC address, or all six.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

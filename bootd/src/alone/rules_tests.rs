@@ -120,7 +120,7 @@ proptest! {
         ),
         senders in proptest::collection::vec((1..4_u8, 0..4_u8, 0..3_u8, 0..3_u8, 0..3_u8), 1..20),
     ) {
-        let circuit = |n: u8| CircuitId(vec![n]);
+        let circuit = |n: u8| CircuitId::new(&[n]).expect("circuit");
         let uuid = |n: u8| Uuid::from_u128(n.into());
         let m = machine("n1", &[], Some("c1"), &["l1"]);
         let mut rules: Vec<Rule> = Vec::new();

@@ -149,6 +149,8 @@ pub(crate) fn assign(
         hardware_class: String::new(),
         uuid: want.uuid.map(|uuid| uuid.to_string()).unwrap_or_default(),
         macs: want.macs.iter().map(MacAddr::to_string).collect(),
+        // The file ties nodes to ports, and the clerk has seen to it.
+        circuit_id: Vec::new(),
     };
     let volumes = volumes(plan, want, blueprint, versions);
     let spoils = |held: &edge::Volume| {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use croft_proto::{NodeName, Secret, SegmentName, edge};
+use croft_proto::{CircuitId, NodeName, Secret, SegmentName, edge};
 use tokio::sync::Notify;
 
 use super::decide::{Answer, Standing, decide};
@@ -192,7 +192,14 @@ impl Desk {
     ) -> Option<Reply> {
         let desired = self.desired();
         let server = desired.segments.get(segment)?.address;
-        let facts = Facts { segment, mac: request.mac, uuid: request.uuid };
+        let circuit = request.circuit().and_then(|id| CircuitId::new(id).ok());
+        let facts = Facts {
+            segment,
+            mac: request.mac,
+            uuid: request.uuid,
+            circuit: circuit.as_ref(),
+            boots: request.client != Client::Plain,
+        };
         let identity = identify(&desired, facts);
         self.heard_dhcp(segment, &identity);
         let assignment = match identity {
@@ -225,7 +232,10 @@ impl Desk {
 
     fn heard_dhcp(&self, segment: &SegmentName, identity: &Identity<'_>) {
         let node = match identity {
-            Identity::Unknown | Identity::OtherNic(_) | Identity::Impostor(_) => return,
+            Identity::Unknown
+            | Identity::OtherPort { .. }
+            | Identity::OtherNic(_)
+            | Identity::Impostor(_) => return,
             Identity::Idle(node) => &node.name,
             Identity::Elsewhere { assignment, .. } | Identity::Member { assignment, .. } => {
                 &assignment.node
@@ -368,6 +378,17 @@ impl Desk {
                 let notice = Notice { kind: "unknown-node", node: None, segment, farm, text };
                 self.parts.events.limited(&request.mac.to_string(), notice);
             }
+            Identity::OtherPort { node, why } => {
+                // Told and no more: anybody can write a MAC, and the port decides.
+                let notice = Notice {
+                    kind: "wrong-port",
+                    node: Some(node.name.clone()),
+                    segment: Some(segment.clone()),
+                    farm: desired.farm_of(segment).cloned(),
+                    text: format!("{why}: {}, {}", request.mac, port_of(request)),
+                };
+                self.parts.events.limited(node.name.as_str(), notice);
+            }
             Identity::OtherNic(node) => {
                 tracing::debug!(node = %node.name, mac = %request.mac, "DHCP from a NIC that does not boot");
             }
@@ -506,6 +527,14 @@ impl Desk {
             Some(boot) if boot.serial == serial && boot.granted() => Ok((boot.attached(), Ok(()))),
             _ => Ok((None, Err(AttachRefusal::Credential))),
         })?
+    }
+}
+
+/// The switch port that a request came from, in words.
+fn port_of(request: &Request) -> String {
+    match request.circuit().and_then(|id| CircuitId::new(id).ok()) {
+        Some(circuit) => format!("port {circuit}"),
+        None => "and no relay named its port".to_owned(),
     }
 }
 

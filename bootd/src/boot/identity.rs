@@ -1,10 +1,11 @@
 //! Who sent a boot request. Pure.
 //!
-//! Trust goes to the segment a request arrived on, then to its MAC, then to its SMBIOS UUID. The
+//! Trust goes to the switch port that a relay names, for nodes of which it is known, then to the segment
+//! a request arrived on, then to its MAC, then to its SMBIOS UUID. The
 //! client identifier is ignored: firmware, iPXE and operating system each send another one, and a
 //! node has one address through all of them.
 
-use croft_proto::{MacAddr, SegmentName};
+use croft_proto::{CircuitId, MacAddr, SegmentName};
 use uuid::Uuid;
 
 use crate::desired::{Assignment, Desired, Node};
@@ -18,6 +19,10 @@ pub(crate) struct Facts<'a> {
     pub mac: MacAddr,
     /// The 16 bytes of option 97, if it was sent.
     pub uuid: Option<[u8; 16]>,
+    /// What a relay calls the switch port that it came from.
+    pub circuit: Option<&'a CircuitId>,
+    /// It wants to boot: an operating system's own request, which may go past the relay, does not.
+    pub boots: bool,
 }
 
 /// Who that is.
@@ -25,6 +30,13 @@ pub(crate) struct Facts<'a> {
 pub(crate) enum Identity<'a> {
     /// No node has this MAC.
     Unknown,
+    /// A node's MAC that is not on the node's switch port, or another's that is.
+    OtherPort {
+        /// Whose MAC or port it is.
+        node: &'a Node,
+        /// Which of both, in words.
+        why: &'static str,
+    },
     /// A NIC that does not boot.
     OtherNic(&'a Node),
     /// A node that serves no member.
@@ -50,9 +62,20 @@ pub(crate) enum Identity<'a> {
 
 /// Recognises the sender.
 pub(crate) fn identify<'a>(desired: &'a Desired, facts: Facts<'_>) -> Identity<'a> {
-    let Some(node) = desired.node_by_mac(facts.mac) else { return Identity::Unknown };
+    let named = facts.circuit.and_then(|circuit| desired.node_by_circuit(circuit));
+    let node = desired.node_by_mac(facts.mac);
+    if let Some(owner) = named.filter(|owner| node.is_none_or(|node| node.name != owner.name)) {
+        let why = "another MAC address asked on its switch port";
+        return Identity::OtherPort { node: owner, why };
+    }
+    let Some(node) = node else { return Identity::Unknown };
     if node.boot_nic() != facts.mac {
         return Identity::OtherNic(node);
+    }
+    let elsewhere = node.circuit.is_some() && named.is_none();
+    if elsewhere && (facts.boots || facts.circuit.is_some()) {
+        let why = "its MAC address asked on another switch port than its own";
+        return Identity::OtherPort { node, why };
     }
     let Some(assignment) = desired.assignments.get(&node.name) else {
         return Identity::Idle(node);
@@ -79,7 +102,40 @@ mod tests {
     use crate::test_support;
 
     fn facts<'a>(segment: &'a SegmentName, mac: &str, uuid: Option<Uuid>) -> Facts<'a> {
-        Facts { segment, mac: mac.parse().expect("MAC"), uuid: uuid.map(Uuid::into_bytes) }
+        let (mac, uuid) = (mac.parse().expect("MAC"), uuid.map(Uuid::into_bytes));
+        Facts { segment, mac, uuid, circuit: None, boots: true }
+    }
+
+    #[test]
+    fn the_switch_port_decides_before_the_mac_where_it_is_known() {
+        let mut state = test_support::state();
+        state.nodes[0].circuit_id = b"port1".to_vec();
+        let desired = crate::desired::check(&state).expect("good");
+        let shop: SegmentName = "shop".parse().expect("name");
+        let who = |mac: &str, circuit: Option<&str>, boots: bool| {
+            let circuit: Option<CircuitId> = circuit.map(|text| text.parse().expect("circuit"));
+            let circuit = circuit.as_ref();
+            match identify(&desired, Facts { circuit, boots, ..facts(&shop, mac, None) }) {
+                Identity::OtherPort { node, why } => format!("{}: {why}", node.name),
+                Identity::Member { node, .. } => node.name.to_string(),
+                Identity::Unknown => "unknown".to_owned(),
+                other => format!("{other:?}"),
+            }
+        };
+        let (n1, n2) = ("52:54:00:00:01:00", "52:54:00:00:02:00");
+        assert_eq!(who(n1, Some("port1"), true), "n1");
+        let another = "n1: another MAC address asked on its switch port";
+        assert_eq!(who(n2, Some("port1"), true), another);
+        assert_eq!(who("52:54:00:00:99:00", Some("port1"), false), another);
+        let away = "n1: its MAC address asked on another switch port than its own";
+        assert_eq!(who(n1, Some("port2"), true), away);
+        assert_eq!(who(n1, Some("port2"), false), away);
+        assert_eq!(who(n1, None, true), away);
+        assert_eq!(who(n1, None, false), "n1", "its operating system renews past the relay");
+        // Of the others no port is known.
+        assert_eq!(who(n2, Some("port7"), true), "n2");
+        assert_eq!(who(n2, None, true), "n2");
+        assert_eq!(who("52:54:00:00:99:00", Some("port7"), true), "unknown");
     }
 
     #[test]

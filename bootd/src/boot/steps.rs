@@ -50,7 +50,8 @@ impl Desk {
         let Some(seen) = dhcp(request, answer) else { return };
         // Whoever borrows the MAC of a node that runs begins no boot of it.
         let begins = request.kind == Kind::Discover && !self.parts.presence.seen(node).attached;
-        self.traces().note(node, if begins { seen.beginning() } else { seen });
+        let window = || self.desired().assignments.get(node).map_or(0, |a| a.window);
+        self.traces().note(node, if begins { seen.beginning(window()) } else { seen });
     }
 }
 

@@ -6,7 +6,8 @@ use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use croft_proto::{
-    Generation, HealthTarget, MacAddr, MemberName, SegmentName, VlanId, VolumeId, common, edge,
+    CircuitId, Generation, HealthTarget, MacAddr, MemberName, SegmentName, VlanId, VolumeId,
+    common, edge,
 };
 use ipnet::Ipv4Net;
 
@@ -190,6 +191,7 @@ fn segments(
 
 fn nodes(state: &edge::DesiredState, desired: &mut Desired, faults: &mut Faults) {
     let mut macs_seen = HashMap::new();
+    let mut circuits_seen = HashMap::new();
     for (i, n) in state.nodes.iter().enumerate() {
         let at = format!("nodes[{i}]");
         let name = faults.parse(&at, "name", &n.name);
@@ -204,8 +206,26 @@ fn nodes(state: &edge::DesiredState, desired: &mut Desired, faults: &mut Faults)
                 faults.add(&at, format_args!("MAC {mac} belongs to nodes[{other}], too"));
             }
         }
-        let (Some(name), Some(uuid), false) = (name, uuid, macs.is_empty()) else { continue };
-        let node = Node { name, uuid, macs };
+        let circuit = match n.circuit_id.as_slice() {
+            [] => Some(None),
+            bytes => match CircuitId::new(bytes) {
+                Ok(circuit) => Some(Some(circuit)),
+                Err(fault) => {
+                    faults.add(&format!("{at}.circuit_id"), fault);
+                    None
+                }
+            },
+        };
+        if let Some(Some(circuit)) = &circuit
+            && let Some(other) = circuits_seen.insert(circuit.clone(), i)
+        {
+            faults.add(&at, format_args!("circuit {circuit} belongs to nodes[{other}], too"));
+        }
+        let (Some(name), Some(uuid), Some(circuit)) = (name, uuid, circuit) else { continue };
+        if macs.is_empty() {
+            continue;
+        }
+        let node = Node { name, uuid, macs, circuit };
         let name = node.name.clone();
         if desired.nodes.insert(name.clone(), node).is_some() {
             faults.add(&at, format_args!("node {name} is listed twice"));

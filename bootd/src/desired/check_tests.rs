@@ -14,6 +14,12 @@ fn a_good_state_is_indexed() {
     let desired = check(&state()).expect("good");
     let mac = "52:54:00:00:01:01".parse().expect("MAC");
     assert_eq!(desired.node_by_mac(mac).map(|node| node.name.as_str()), Some("n1"));
+    let mut tied = state();
+    tied.nodes[0].circuit_id = vec![0, 7];
+    let port = "0x0007".parse().expect("circuit");
+    assert_eq!(desired.node_by_circuit(&port), None);
+    let tied = check(&tied).expect("good");
+    assert_eq!(tied.node_by_circuit(&port).map(|node| node.name.as_str()), Some("n1"));
     let (shop, idle) = ("shop".parse().expect("name"), "idle".parse().expect("name"));
     let at = |segment, host| desired.assignment_at(segment, [10, 20, 1, host].into());
     assert_eq!(at(&shop, 11).map(|a| a.node.as_str()), Some("n2"));
@@ -52,9 +58,16 @@ fn health(state: &mut edge::DesiredState) -> &mut common::HealthCheck {
 #[test]
 fn each_contradiction_is_a_fault() {
     type Change = fn(&mut edge::DesiredState);
-    let cases: [(&str, Change); 26] = [
+    let cases: [(&str, Change); 28] = [
         ("generation: is missing", |s| s.generation = None),
         ("0.0 is not a generation", |s| s.generation = Some(Default::default())),
+        ("circuit port1 belongs to nodes[0], too", |s| {
+            s.nodes[0].circuit_id = b"port1".to_vec();
+            s.nodes[1].circuit_id = b"port1".to_vec();
+        }),
+        ("nodes[1].circuit_id: a circuit-id has 1 to 253 bytes", |s| {
+            s.nodes[1].circuit_id = vec![7; 254];
+        }),
         ("overlaps", |s| s.segments[0].address = "10.20.1.9/16".to_owned()),
         ("is no host address", |s| s.segments[0].address = "10.10.0.0/24".to_owned()),
         ("is no device name", |s| s.segments[0].device = "../eth0".to_owned()),

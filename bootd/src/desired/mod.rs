@@ -13,14 +13,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 
 use croft_proto::{
-    FarmName, Generation, ImageVersion, MacAddr, MemberName, NodeName, OrganizationName, RoleName,
-    SegmentName, VlanId, VolumeId, common,
+    CircuitId, FarmName, Generation, ImageVersion, MacAddr, MemberName, NodeName, OrganizationName,
+    RoleName, SegmentName, VlanId, VolumeId, common,
 };
 use ipnet::Ipv4Net;
 use uuid::Uuid;
 
 pub(crate) use check::{DesiredFaults, check, check_with, safe_kernel_args};
-pub(crate) use store::{ApplyError, Holder};
+pub(crate) use store::{ApplyError, Holder, kept};
 
 /// A network device's name, as the kernel takes it: up to 15 bytes that need no quoting anywhere.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -98,6 +98,8 @@ pub(crate) struct Node {
     pub uuid: Option<Uuid>,
     /// The boot NIC first.
     pub macs: Vec<MacAddr>,
+    /// What a relay calls the switch port of the boot NIC: the node boots from there alone.
+    pub circuit: Option<CircuitId>,
 }
 
 impl Node {
@@ -199,6 +201,7 @@ pub(crate) struct Desired {
     pub assignments: BTreeMap<NodeName, Assignment>,
     pub memberships: BTreeMap<FarmName, common::Membership>,
     by_mac: HashMap<MacAddr, NodeName>,
+    by_circuit: HashMap<CircuitId, NodeName>,
     by_address: HashMap<(SegmentName, Ipv4Addr), NodeName>,
 }
 
@@ -206,6 +209,11 @@ impl Desired {
     /// The node that has this NIC.
     pub(crate) fn node_by_mac(&self, mac: MacAddr) -> Option<&Node> {
         self.nodes.get(self.by_mac.get(&mac)?)
+    }
+
+    /// The node whose boot NIC's switch port a relay calls so.
+    pub(crate) fn node_by_circuit(&self, circuit: &CircuitId) -> Option<&Node> {
+        self.nodes.get(self.by_circuit.get(circuit)?)
     }
 
     /// The assignment whose boot NIC has this address on this segment.
@@ -240,6 +248,11 @@ impl Desired {
             .nodes
             .values()
             .flat_map(|node| node.macs.iter().map(|mac| (*mac, node.name.clone())))
+            .collect();
+        self.by_circuit = self
+            .nodes
+            .values()
+            .filter_map(|node| Some((node.circuit.clone()?, node.name.clone())))
             .collect();
         self.by_address = self
             .assignments

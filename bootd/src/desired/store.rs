@@ -227,6 +227,14 @@ fn dropped_path(path: &Path) -> PathBuf {
     path.with_file_name("volumes.dropped")
 }
 
+/// What the bootd of a directory has kept, which may be running; an empty state if it kept none.
+///
+/// # Errors
+/// The file cannot be read, or is damaged.
+pub(crate) fn kept(state_dir: &Path) -> Result<edge::DesiredState, ApplyError> {
+    Ok(read(state_dir)?.1.unwrap_or_default())
+}
+
 /// The state of an earlier run, and where it is.
 fn read(state_dir: &Path) -> Result<(PathBuf, Option<edge::DesiredState>), ApplyError> {
     let path = state_dir.join("desired.state");

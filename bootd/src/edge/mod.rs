@@ -11,13 +11,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use croft_proto::MAX_MESSAGE_BYTES;
 use croft_proto::edge::edge_server::{Edge, EdgeServer};
 use croft_proto::edge::storage_server::StorageServer;
 use croft_proto::edge::{
-    ApplyReply, ApplyRequest, Event, EventsRequest, Frame, FramesRequest, StatusReply,
-    StatusRequest,
+    ApplyReply, ApplyRequest, BootsReply, BootsRequest, Event, EventsRequest, Frame, FramesRequest,
+    StatusReply, StatusRequest,
 };
+use croft_proto::{MAX_MESSAGE_BYTES, NodeName};
 use futures::{Stream, StreamExt, stream};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -209,6 +209,16 @@ impl Edge for Service {
         caller::check(&request)?;
         let events = streams::events(Arc::clone(&self.parts.journal), request.into_inner().after);
         Ok(Response::new(self.until_stop(events)))
+    }
+
+    async fn boots(&self, request: Request<BootsRequest>) -> Result<Response<BootsReply>, Status> {
+        caller::check(&request)?;
+        let node = request.into_inner().node.parse::<NodeName>();
+        let node = node.map_err(|fault| Status::invalid_argument(format!("node: {fault}")))?;
+        let (boots, uptime) =
+            (self.parts.desk.traces().boots(&node), self.parts.desk.presence().uptime());
+        let uptime_ms = u64::try_from(uptime.as_millis()).unwrap_or(u64::MAX);
+        Ok(Response::new(BootsReply { boots, uptime_ms }))
     }
 }
 

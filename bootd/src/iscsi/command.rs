@@ -228,6 +228,9 @@ impl Session {
         if total == 0 {
             return self.respond(asked, &Reply::GOOD, residual, 0);
         }
+        if let Some(first) = self.around.first_read.take() {
+            first.note();
+        }
         let source = Source::Volume { view, offset };
         self.sending.push_back(Sending::new(asked, source, total as usize, residual));
     }

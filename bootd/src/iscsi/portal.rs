@@ -331,6 +331,7 @@ impl Connection {
             stop: self.cancel.clone(),
             farewell: self.shared.limits.farewell,
             idle: self.shared.limits.idle,
+            first_read: normal.then(|| self.shared.refusals.first_read(&node)),
         };
         let mut session = Session::new(stream, login, Arc::clone(&views), input, surroundings);
         let why = session.run().await;

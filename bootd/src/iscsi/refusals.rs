@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use croft_proto::{FarmName, NodeName, SegmentName};
 
 use crate::events::{Events, Notice};
-use crate::trace::{Seen, Service, Stage};
+use crate::trace::{Seen, Service, Stage, Traces};
 
 /// The same peer is not reported for the same reason again within this.
 const QUIET: Duration = Duration::from_secs(10);
@@ -30,6 +30,20 @@ pub(crate) struct Refused<'a> {
     pub initiator: Option<&'a str>,
     pub node: Option<(NodeName, FarmName)>,
     pub reason: &'static str,
+}
+
+/// Notes that a session reads, in the trace of its node's boot.
+#[derive(Debug)]
+pub(super) struct FirstRead {
+    traces: Traces,
+    node: NodeName,
+}
+
+impl FirstRead {
+    /// It does now.
+    pub fn note(self) {
+        self.traces.note(&self.node, Seen::of(Service::Iscsi, "first read of this session"));
+    }
 }
 
 /// Turns refusals into notices.
@@ -77,6 +91,11 @@ impl Refusals {
             Seen::of(Service::Iscsi, "logged in before a kernel was fetched")
         };
         traces.note(node, seen);
+    }
+
+    /// What notes the first read of a session of this node.
+    pub fn first_read(&self, node: &NodeName) -> FirstRead {
+        FirstRead { traces: self.events.traces().clone(), node: node.clone() }
     }
 
     /// How many were counted since the last notice; `None` if this one is only counted too.

@@ -31,6 +31,7 @@ use super::login::{LoggedIn, SessionKind};
 use super::params::{MAX_RECEIVE, Params};
 use super::pdu::{self, Header, NO_TAG, Parsed, Pdu, opcode, reject};
 use super::portals::Portals;
+use super::refusals::FirstRead;
 use super::registry::Registry;
 use crate::scsi::{Done, Sense, UnitView};
 use crate::zone::{Admission, ZoneTable};
@@ -61,6 +62,8 @@ pub(super) struct Surroundings {
     pub stop: CancellationToken,
     pub farewell: Duration,
     pub idle: Duration,
+    /// Until something was read.
+    pub first_read: Option<FirstRead>,
 }
 
 /// Events of an asynchronous message (RFC 7143 section 11.9.1).

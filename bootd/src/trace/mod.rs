@@ -5,17 +5,15 @@
 //! is the first of its kind since the last boot got further than that.
 
 mod diagnosis;
-mod draw;
+mod message;
 mod metrics;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use croft_proto::NodeName;
-use serde::Serialize;
+use croft_proto::{NodeName, common};
 
-pub(crate) use draw::draw;
 pub(crate) use metrics::{Gauges, Metrics};
 
 /// Boots of a node that are kept.
@@ -37,8 +35,7 @@ pub(crate) const TOUCH: Duration = Duration::from_secs(1);
 const NODES: usize = 16_384;
 
 /// How far a boot has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Stage {
     /// Its firmware asked by DHCP.
     Firmware,
@@ -59,7 +56,7 @@ pub(crate) enum Stage {
 }
 
 impl Stage {
-    /// Its name in metrics and JSON.
+    /// Its name in metrics and messages.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Firmware => "firmware",
@@ -75,8 +72,7 @@ impl Stage {
 }
 
 /// Which service a step was seen by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Service {
     Dhcp,
     Tftp,
@@ -85,31 +81,43 @@ pub(crate) enum Service {
     Agent,
 }
 
+impl Service {
+    /// Its name in messages.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Dhcp => "dhcp",
+            Self::Tftp => "tftp",
+            Self::Http => "http",
+            Self::Iscsi => "iscsi",
+            Self::Agent => "agent",
+        }
+    }
+}
+
 /// Bytes of a transfer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub(crate) struct Moved {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Moved {
     /// Handed to the network.
-    pub bytes: u64,
+    bytes: u64,
     /// Of so many.
-    pub of: u64,
+    of: u64,
     /// Milliseconds that took.
-    pub took_ms: u64,
+    took_ms: u64,
 }
 
 /// Something that was seen. It holds no secret.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct Step {
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Step {
     /// Milliseconds since the boot began; a transfer's, when it began.
-    pub at_ms: u64,
-    pub service: Service,
+    at_ms: u64,
+    service: Service,
     /// In a few words.
-    pub text: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub moved: Option<Moved>,
+    text: String,
+    moved: Option<Moved>,
     /// It was refused, or broke off.
-    pub failed: bool,
+    failed: bool,
     /// How often it was repeated, at once, in the same words.
-    pub repeated: u32,
+    repeated: u32,
 }
 
 /// What to note.
@@ -120,8 +128,8 @@ pub(crate) struct Seen {
     stage: Option<Stage>,
     moved: Option<(u64, u64, Duration)>,
     failed: bool,
-    /// It may begin a boot.
-    begins: bool,
+    /// It may begin a boot, in the boot window of this number.
+    begins: Option<u64>,
     /// More may never be seen of this boot, and that is no fault.
     last: bool,
 }
@@ -130,7 +138,7 @@ impl Seen {
     /// Something without more to it.
     pub(crate) fn of(service: Service, text: impl Into<String>) -> Self {
         let text = text.into();
-        Self { service, text, stage: None, moved: None, failed: false, begins: false, last: false }
+        Self { service, text, stage: None, moved: None, failed: false, begins: None, last: false }
     }
 
     /// It shows that the boot has come so far.
@@ -138,9 +146,9 @@ impl Seen {
         Self { stage: Some(stage), ..self }
     }
 
-    /// A boot may begin with it.
-    pub(crate) fn beginning(self) -> Self {
-        Self { begins: true, ..self }
+    /// A boot may begin with it, in the boot window of this number; 0 for none.
+    pub(crate) fn beginning(self, window: u64) -> Self {
+        Self { begins: Some(window), ..self }
     }
 
     /// What comes after it is not seen from here.
@@ -160,37 +168,35 @@ impl Seen {
 }
 
 /// One boot of a node.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct Boot {
+#[derive(Debug, Clone)]
+struct Boot {
     /// Milliseconds since the Unix epoch.
-    pub began_ms: u64,
+    began_ms: u64,
+    /// The boot window that it began in; 0 for none.
+    window: u64,
     /// How far it has come.
-    pub stage: Stage,
+    stage: Stage,
     /// When it came to each stage, in milliseconds since it began; stages may be left out.
-    pub reached_ms: Vec<(Stage, u64)>,
-    pub steps: Vec<Step>,
+    reached_ms: Vec<(Stage, u64)>,
+    steps: Vec<Step>,
     /// Steps that were not kept.
-    pub dropped: u32,
+    dropped: u32,
     /// What is wrong with it, if anything is, in one sentence.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub diagnosis: Option<String>,
-    #[serde(skip)]
+    diagnosis: Option<String>,
     began: Instant,
-    #[serde(skip)]
     last: Instant,
     /// Silence is no fault.
-    #[serde(skip)]
     complete: bool,
     /// Its stall was told.
-    #[serde(skip)]
     told: bool,
 }
 
 impl Boot {
-    fn begin(now: Instant, wall: SystemTime, stage: Stage) -> Self {
+    fn begin(now: Instant, wall: SystemTime, stage: Stage, window: u64) -> Self {
         let since = wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Self {
             began_ms: millis(since),
+            window,
             stage,
             reached_ms: vec![(stage, 0)],
             steps: Vec::new(),
@@ -277,14 +283,14 @@ impl Traces {
 
     fn note_at(&self, node: &NodeName, seen: Seen, now: Instant, wall: SystemTime) {
         let mut book = self.book();
-        let begins = seen.begins.then_some(seen.stage).flatten().filter(|stage| {
+        let begins = seen.begins.zip(seen.stage).filter(|(_, stage)| {
             let last = book.nodes.get(node).and_then(VecDeque::back);
             last.is_none_or(|boot| {
                 let further = boot.stage > Stage::Ipxe || boot.stage > *stage;
                 further || now.duration_since(boot.last) > SILENCE
             })
         });
-        if let Some(stage) = begins {
+        if let Some((window, stage)) = begins {
             book.make_room(node);
             let boots = book.nodes.entry(node.clone()).or_default();
             if let Some(last) = boots.back_mut() {
@@ -293,7 +299,7 @@ impl Traces {
             if boots.len() == BOOTS {
                 boots.pop_front();
             }
-            boots.push_back(Boot::begin(now, wall, stage));
+            boots.push_back(Boot::begin(now, wall, stage, window));
             self.metrics.began();
         }
         let Some(boot) = book.nodes.get_mut(node).and_then(VecDeque::back_mut) else { return };
@@ -320,7 +326,7 @@ impl Traces {
     }
 
     /// The last boots of a node, oldest first, each with what is wrong with it.
-    pub(crate) fn boots(&self, node: &NodeName) -> Vec<Boot> {
+    pub(crate) fn boots(&self, node: &NodeName) -> Vec<common::Boot> {
         let now = Instant::now();
         let mut boots: Vec<Boot> = self
             .book()
@@ -330,15 +336,15 @@ impl Traces {
         if let Some(last) = boots.last_mut() {
             last.diagnosis = last.judge(now, true);
         }
-        boots
+        boots.into_iter().map(Into::into).collect()
     }
 
     /// All nodes of which a boot was seen, each with its last one, without its steps.
-    pub(crate) fn all(&self) -> Vec<(NodeName, Boot)> {
+    pub(crate) fn all(&self) -> Vec<(NodeName, common::Boot)> {
         let now = Instant::now();
         let book = self.book();
         let last = |(node, boots): (&NodeName, &VecDeque<Boot>)| {
-            Some((node.clone(), boots.back()?.summary(now)))
+            Some((node.clone(), boots.back()?.summary(now).into()))
         };
         let mut all: Vec<_> = book.nodes.iter().filter_map(last).collect();
         all.sort_by(|(one, _), (other, _)| one.cmp(other));

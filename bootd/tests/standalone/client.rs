@@ -61,6 +61,8 @@ impl Client {
         let mut bytes = vec![0; 236];
         bytes[..3].copy_from_slice(&[1, 1, 6]);
         bytes[4..8].copy_from_slice(b"xid!");
+        // It has no address yet, and takes broadcasts alone (RFC 2131 section 2).
+        bytes[10] = 0x80;
         bytes[12..16].copy_from_slice(&ciaddr.octets());
         bytes[28..34].copy_from_slice(&self.mac);
         bytes.extend_from_slice(&[99, 130, 83, 99, 53, 1, kind]);

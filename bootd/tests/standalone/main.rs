@@ -1,12 +1,15 @@
 //! The real program with nothing but a file: machines that nobody told it of boot from it.
 
+mod capture;
 mod client;
+mod relay;
 mod site;
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use capture::{Capture, tshark};
 use client::{BIOS, Client, IPXE};
 use croft_test_support::namespace::sh;
 use nix::sys::signal::Signal;
@@ -145,6 +148,136 @@ fn machines_boot_from_a_file_alone() {
     site.start();
     assert!(!site.wait().success(), "it serves under another site's name");
     assert!(site.log().contains("put its name back"), "{}", site.log());
+}
+
+#[test]
+fn a_capture_shows_a_boot_and_none_of_its_secrets() {
+    if !enter("a_capture_shows_a_boot_and_none_of_its_secrets") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let mut site = Site::new(dir.path(), FILE);
+    // Frames come from the machine's own address, as they do without this namespace.
+    sh("ip link set node0 address 52:54:00:00:01:00");
+    let config = site.config();
+    let config = config.to_str().expect("text");
+    // bootd is not there yet.
+    let capture = Capture::start(dir.path(), &["--config", config, "--node", "kitchen"], 2);
+    site.start();
+    let (server, own) = (Ipv4Addr::new(10, 20, 1, 1), Ipv4Addr::new(10, 20, 1, 20));
+    let node = Client::new("node0", [0x52, 0x54, 0, 0, 1, 0]);
+    until("the segment is served", || node.dhcp(1, BIOS));
+    let wanted = [(50, &own.octets()[..]), SERVER];
+    assert_eq!(node.dhcp(3, &with(BIOS, &wanted)).expect("an acknowledgement").address, own);
+    sh("ip addr add 10.20.1.20/24 dev node0");
+    assert_eq!(client::tftp(own, server, "undionly.kpxe"), b"this is undionly.kpxe");
+    assert_eq!(node.dhcp(1, IPXE).expect("an offer").file, "http://10.20.1.1/boot/script");
+    let (code, script) = client::get(server, "/boot/script");
+    assert_eq!(code, 200);
+    let (code, initrd) = client::get(server, "/boot/node.img");
+    assert_eq!(code, 200);
+    until("routers are told", || client::router("node0"));
+    let other = Client::new("other0", [0x52, 0x54, 0, 0, 7, 2]);
+    until("the other segment answers", || other.dhcp(1, IPXE));
+    let file = capture.end(Some(Signal::SIGINT));
+
+    let dhcp = tshark(&file, "dhcp", &["dhcp.option.dhcp", "dhcp.hw.mac_addr", "dhcp.file"]);
+    for message in [
+        "1 52:54:00:00:01:00",
+        "2 52:54:00:00:01:00 undionly.kpxe",
+        "3 52:54:00:00:01:00",
+        "5 52:54:00:00:01:00 undionly.kpxe",
+        "2 52:54:00:00:01:00 http://10.20.1.1/boot/script",
+    ] {
+        assert!(dhcp.iter().any(|line| line == message), "no {message:?} in {dhcp:#?}");
+    }
+    assert!(dhcp.iter().all(|line| line.contains("52:54:00:00:01:00")), "{dhcp:#?}");
+    let tftp = tshark(&file, "tftp", &["tftp.opcode", "tftp.source_file", "tftp.block"]);
+    assert_eq!(tftp, ["1 undionly.kpxe", "3  1", "4  1"]);
+    let asked = tshark(&file, "http.request", &["http.request.method", "http.request.uri"]);
+    assert_eq!(asked, ["GET /boot/script", "GET /boot/node.img"]);
+    let told = tshark(&file, "http.response", &["http.response.code", "http.content_length"]);
+    let sizes = [script.len(), initrd.len()].map(|length| format!("200 {length}"));
+    assert_eq!(told, sizes);
+    for (filter, what) in [
+        ("arp", "ARP"),
+        ("icmpv6.type == 133", "no router solicitation"),
+        ("icmpv6.type == 134", "no router advertisement"),
+        ("frame.cap_len < frame.len", "everything is whole"),
+        ("frame.packet_flags_direction == 1", "nothing came in"),
+        ("frame.packet_flags_direction == 2", "nothing went out"),
+    ] {
+        assert!(!tshark(&file, filter, &["frame.number"]).is_empty(), "{what}");
+    }
+    let mut devices = tshark(&file, "frame", &["frame.interface_name"]);
+    devices.dedup();
+    assert!(devices.iter().any(|device| device == "seg100"), "{devices:?}");
+    assert_eq!(tshark(&file, "iscsi || tcp.port == 3260", &["frame.number"]).len(), 0);
+
+    let bytes = std::fs::read(&file).expect("a file");
+    let script = String::from_utf8(script).expect("text");
+    let password = script.lines().find_map(|line| line.strip_prefix("set password "));
+    let secrets = [password.expect("a password"), "boot_token", "this is undionly"];
+    assert!(initrd.windows(10).any(|bytes| bytes == b"boot_token"), "no token in the initrd");
+    for secret in secrets {
+        let found = bytes.windows(secret.len()).any(|bytes| bytes == secret.as_bytes());
+        assert!(!found, "{secret:?} is in the file");
+    }
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&file.metadata().expect("there").permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(site.end(Signal::SIGTERM).success());
+}
+
+#[test]
+fn a_capture_has_bounds_and_says_what_it_lacks() {
+    if !enter("a_capture_has_bounds_and_says_what_it_lacks") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let site = Site::new(dir.path(), FILE);
+    let config = site.config();
+    let config = config.to_str().expect("text");
+    let mac = ["--mac", "52:54:00:00:07:01"];
+    let said = |command: &mut std::process::Command| {
+        let output = command.output().expect("it runs");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    // To the standard output, on a device that comes later, until two packets are there.
+    sh("ip -n fabric link set seg100 down && ip -n fabric link set seg100 name later0");
+    let log = std::fs::File::create(dir.path().join("log2")).expect("a log");
+    let bounded = [&["capture", "--device", "seg100", "--packets", "2"], &mac[..]].concat();
+    let mut waiting = Site::program(&bounded);
+    let waiting = waiting.stdout(std::process::Stdio::piped()).stderr(log).spawn().expect("starts");
+    let log = || std::fs::read_to_string(dir.path().join("log2")).expect("a log");
+    until("it waits for the device", || log().contains("no segment has a device").then_some(()));
+    sh("ip -n fabric link set later0 name seg100 && ip -n fabric link set seg100 up");
+    until("it has the device", || log().contains(" capturing ").then_some(()));
+    let node = Client::new("node0", [0x52, 0x54, 0, 0, 7, 1]);
+    assert!(node.dhcp(1, BIOS).is_none() && node.dhcp(1, IPXE).is_none(), "nobody serves");
+    let output = waiting.wait_with_output().expect("it ends by itself");
+    assert!(output.status.success() && log().contains("packets=2"), "{}", log());
+    let file = dir.path().join("piped.pcapng");
+    std::fs::write(&file, output.stdout).expect("written");
+    assert_eq!(tshark(&file, "dhcp.type == 1", &["dhcp.option.dhcp"]), ["1", "1"]);
+
+    let short = [&["--config", config, "--seconds", "1"], &mac[..]].concat();
+    let file = Capture::start(dir.path(), &short, 2).end(None);
+    assert_eq!(tshark(&file, "frame", &["frame.number"]).len(), 0);
+    let again = [&["capture"], &short[..], &["--write", file.to_str().expect("text")]].concat();
+    let (code, text) = said(&mut Site::program(&again));
+    assert_eq!(code, Some(1));
+    assert!(text.contains("must not be there yet"), "{text}");
+    let stranger = ["capture", "--config", config, "--node", "n9"];
+    let (code, text) = said(&mut Site::program(&stranger));
+    assert_eq!(code, Some(1));
+    assert!(text.contains("node n9 is not known here: give its --mac"), "{text}");
+    let mut powerless = std::process::Command::new("setpriv");
+    let powerless = powerless.args(["--bounding-set", "-net_raw", "ip", "netns", "exec", "fabric"]);
+    let powerless = powerless.arg(env!("CARGO_BIN_EXE_croft-bootd")).arg("capture").args(&short);
+    let (code, text) = said(powerless);
+    assert_eq!(code, Some(1));
+    assert!(text.contains("needs CAP_NET_RAW: run this as root"), "{text}");
 }
 
 #[test]

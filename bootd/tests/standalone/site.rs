@@ -90,6 +90,13 @@ impl Site {
         self.bootd = Some(bootd);
     }
 
+    /// The program with these arguments, in the fabric.
+    pub fn program(arguments: &[&str]) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", "fabric", BOOTD]).args(arguments).stdin(Stdio::null());
+        command
+    }
+
     /// What it has logged.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()

@@ -92,6 +92,13 @@ async fn shows_the_boot(site: &Site, config: &AgentConfig, password: &str) {
         (&kernel["moved"]["bytes"], &kernel["moved"]["of"]),
         (&3_000_000.into(), &3_000_000.into())
     );
+    let request = edge::BootsRequest { node: "n1".to_owned() };
+    let reply = site.control().await.boots(request).await.expect("boots").into_inner();
+    assert_eq!(serde_json::to_value(&reply.boots).expect("JSON"), boots, "two tales of one boot");
+    assert_eq!((reply.boots[0].window, reply.uptime_ms > 0), (1, true));
+    let nameless = edge::BootsRequest { node: "n 1".to_owned() };
+    let refused = site.control().await.boots(nameless).await.expect_err("no name");
+    assert_eq!(refused.code(), Code::InvalidArgument);
     let metrics = site.look("/metrics").await;
     for line in ["croft_bootd_boots_healthy_total 1", "croft_bootd_agents 1"] {
         assert!(metrics.lines().any(|l| l == line), "no {line:?} in\n{metrics}");
@@ -239,6 +246,53 @@ fn a_node_boots_and_boots_again_after_bootd_was_killed() {
         .await;
         assert!(site.end(Signal::SIGTERM).success(), "bootd did not stop in order");
     });
+}
+
+#[test]
+fn a_switch_port_that_a_relay_names_decides() {
+    if !namespace::enter("a_switch_port_that_a_relay_names_decides", LINKS) {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let mut site = Site::new(dir.path());
+    site.start();
+    runtime().block_on(async {
+        settle(&site).await;
+        // No port is known: what a relay says of one does not count.
+        let own: (u8, &[u8]) = (82, b"\x01\x05port1");
+        let elsewhere: (u8, &[u8]) = (82, b"\x01\x05port2");
+        assert_eq!(ask(mac(), DISCOVER, &[BIOS[0], BIOS[1], own]).await.kind, OFFER);
+        assert_eq!(ask(mac(), DISCOVER, &[BIOS[0], BIOS[1], elsewhere]).await.kind, OFFER);
+
+        let mut state = site.state(2);
+        state.nodes[0].circuit_id = b"port1".to_vec();
+        apply(&site, state).await.expect("taken");
+        let offer = ask(mac(), DISCOVER, &[BIOS[0], BIOS[1], own]).await;
+        assert_eq!((offer.kind, offer.address), (OFFER, node::ADDRESS));
+        assert!(offer.bytes.windows(7).any(|bytes| bytes == own.1), "option 82 was not echoed");
+        for options in [&[BIOS[0], BIOS[1], elsewhere][..], BIOS] {
+            let answer = try_to_ask(mac(), DISCOVER, options).await;
+            assert!(answer.is_none(), "a borrowed MAC was answered: {answer:?}");
+        }
+        let another = "52:54:00:00:09:09".parse().expect("MAC");
+        let answer = try_to_ask(another, DISCOVER, &[BIOS[0], BIOS[1], own]).await;
+        assert!(answer.is_none(), "another MAC was answered on the node's port: {answer:?}");
+        // Its operating system renews past the relay.
+        assert_eq!(ask(mac(), REQUEST, &[(50, &[10, 20, 1, 10])]).await.kind, ACK);
+
+        let request = edge::EventsRequest { after: 0 };
+        let mut events = site.control().await.events(request).await.expect("events").into_inner();
+        let told = until("the borrowed MAC is reported", async || {
+            let event = events.message().await.expect("a stream").expect("an event");
+            (event.kind == "wrong-port").then_some(event)
+        })
+        .await;
+        assert_eq!((told.node.as_str(), told.segment.as_str()), ("n1", "shop"));
+        let said = "its MAC address asked on another switch port than its own: \
+                    52:54:00:00:01:00, port port2";
+        assert_eq!(told.text, said);
+    });
+    assert!(site.end(Signal::SIGTERM).success());
 }
 
 #[test]

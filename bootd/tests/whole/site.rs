@@ -123,6 +123,7 @@ impl Site {
                 hardware_class: "small".to_owned(),
                 uuid: String::new(),
                 macs: vec![crate::node::MAC.to_owned(), "52:54:00:00:01:01".to_owned()],
+                circuit_id: Vec::new(),
             }],
             volumes: vec![
                 volume("shop-web-1", edge::volume::Kind::Root),

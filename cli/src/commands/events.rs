@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use croft_proto::api::{Event, EventsRequest};
+use croft_proto::{instant, printable};
 
 use crate::args::{Events, Output};
 use crate::client::Control;
 use crate::fault::Fault;
 use crate::print::print_line;
 use crate::profile::Profile;
-use crate::text::{instant, or_dash, printable};
+use crate::text::or_dash;
 
 /// Between two attempts to reach control again.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -1,13 +1,14 @@
 //! `croft explain`
 
 use croft_proto::api::{Decision, ExplainReply, ExplainRequest};
+use croft_proto::{instant, printable};
 
 use crate::args::{Explain, Output};
 use crate::client::{Control, call};
 use crate::fault::Fault;
 use crate::print::print;
 use crate::table::Table;
-use crate::text::{instant, or_dash, printable, share};
+use crate::text::{or_dash, share};
 
 pub async fn run(control: &mut Control, options: Explain, output: Output) -> Result<(), Fault> {
     let request =

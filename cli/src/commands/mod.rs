@@ -10,12 +10,12 @@ mod stock;
 use std::path::Path;
 
 use croft_proto::api::{ApplyReply, ApplyTextRequest};
+use croft_proto::printable;
 
 use crate::args::{Cli, Command};
 use crate::client::Control;
 use crate::fault::Fault;
 use crate::profile::{Profile, read_text};
-use crate::text::printable;
 
 /// Does what the command line says.
 ///

@@ -1,6 +1,9 @@
 //! `croft node`
 
-use croft_proto::api::{GetNodeRequest, ListNodesReply, ListNodesRequest, Node as NodeAnswer};
+use croft_proto::api::{
+    GetNodeRequest, ListNodesReply, ListNodesRequest, Node as NodeAnswer, NodeBoots,
+};
+use croft_proto::{age, draw_boots};
 
 use super::changes;
 use crate::args::{Node, Output};
@@ -8,7 +11,7 @@ use crate::client::{Control, call};
 use crate::fault::Fault;
 use crate::print::print;
 use crate::table::{Table, fields};
-use crate::text::{age, share, short_version};
+use crate::text::{share, short_version};
 
 pub async fn run(control: &mut Control, command: Node, output: Output) -> Result<(), Fault> {
     match command {
@@ -19,6 +22,10 @@ pub async fn run(control: &mut Control, command: Node, output: Output) -> Result
         Node::Show { name } => {
             let outcome = control.api.get_node(call(GetNodeRequest { name })).await;
             print(output, &control.answer(outcome)?, show)
+        }
+        Node::Boot { name } => {
+            let outcome = control.api.get_node_boots(call(GetNodeRequest { name })).await;
+            print(output, &control.answer(outcome)?, boots)
         }
         Node::Release { name } => {
             let outcome = control.api.release_node(call(GetNodeRequest { name })).await;
@@ -88,6 +95,10 @@ fn show(node: &NodeAnswer) -> String {
         text.push_str(&ports.render());
     }
     text
+}
+
+fn boots(reply: &NodeBoots) -> String {
+    draw_boots(&reply.node, &reply.boots, reply.remembered_ms)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use croft_proto::api::control_server::{Control, ControlServer};
 use croft_proto::api::*;
+use croft_proto::common::{Boot, BootStep};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use tokio::net::TcpListener;
 use tokio::process::Command;
@@ -87,6 +88,23 @@ fn node(name: &str) -> Node {
     }
 }
 
+/// A boot that stopped, and tries to write elsewhere on the terminal.
+fn boot() -> Boot {
+    let step = BootStep {
+        service: "dhcp".to_owned(),
+        text: "DISCOVER of BIOS: OFFER 10.20.0.11\u{1b}[2J".to_owned(),
+        ..BootStep::default()
+    };
+    Boot {
+        began_ms: 1_700_000_000_000,
+        window: 1,
+        stage: "firmware".to_owned(),
+        steps: vec![step],
+        diagnosis: "it fetched nothing".to_owned(),
+        ..Boot::default()
+    }
+}
+
 #[tonic::async_trait]
 impl Control for Fake {
     type EventsStream = Pin<Box<dyn Stream<Item = Result<Event, Status>> + Send>>;
@@ -117,6 +135,21 @@ impl Control for Fake {
             "n1" => Ok(Response::new(node("n1"))),
             other => Err(Status::not_found(format!("no node {other}"))),
         }
+    }
+
+    async fn get_node_boots(
+        &self,
+        request: Request<GetNodeRequest>,
+    ) -> Result<Response<NodeBoots>, Status> {
+        Self::check(&request)?;
+        let node = request.into_inner().name;
+        let boots = match node.as_str() {
+            "n1" => vec![boot()],
+            "n2" => Vec::new(),
+            "n3" => return Err(Status::unimplemented("")),
+            _ => return Err(Status::failed_precondition("bootd0 does not answer")),
+        };
+        Ok(Response::new(NodeBoots { node, boots, remembered_ms: 61_000 }))
     }
 
     async fn release_node(

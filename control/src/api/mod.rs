@@ -1,8 +1,10 @@
 //! What operators and tenants may ask. Handlers read and write the store and nothing else; the
-//! reconcilers wake at each change.
+//! reconcilers wake at each change. One question goes on to the boot server, which alone can answer
+//! it (`boots`).
 
 mod apply;
 mod auth;
+mod boots;
 mod service;
 mod show;
 

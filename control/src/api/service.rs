@@ -15,8 +15,9 @@ use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 
 use super::apply::{self, internal};
+use super::boots::{self, BootsOf};
 use super::{auth, show};
-use crate::model::{Decision, Event, Farm, Role, Who, keys};
+use crate::model::{Decision, Event, Farm, Node, Role, Who, keys};
 use crate::reconcile::Context;
 use crate::store::{Range, Watch, WatchError};
 use crate::world::{Kept, World, decode};
@@ -37,7 +38,7 @@ pub async fn serve(
     identity: Identity,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let service = ControlServer::new(Service { cx, stop: stop.clone() })
+    let service = ControlServer::new(Service { cx, boots: BootsOf::default(), stop: stop.clone() })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     Server::builder()
@@ -51,6 +52,7 @@ pub async fn serve(
 
 struct Service {
     cx: Arc<Context>,
+    boots: BootsOf,
     stop: CancellationToken,
 }
 
@@ -73,6 +75,10 @@ impl Service {
     }
 }
 
+fn no_grid() -> Status {
+    Status::not_found("there is no grid yet: run `croft grid apply grid.toml` first")
+}
+
 /// A farm that the caller may see; others are not there for it.
 fn visible<'a>(world: &'a World, who: &Who, name: &str) -> Result<&'a Kept<Farm>, Status> {
     let farm = name.parse::<FarmName>().ok().and_then(|name| world.farms.get(&name));
@@ -80,8 +86,15 @@ fn visible<'a>(world: &'a World, who: &Who, name: &str) -> Result<&'a Kept<Farm>
         .ok_or_else(|| Status::not_found(format!("there is no farm {name}")))
 }
 
+/// A node that the caller may see; others are not there for it.
+fn visible_node<'a>(world: &'a World, who: &Who, name: &str) -> Result<&'a Kept<Node>, Status> {
+    let node = name.parse::<NodeName>().ok().and_then(|name| world.nodes.get(&name));
+    node.filter(|node| serves_visible(world, who, node))
+        .ok_or_else(|| Status::not_found(format!("there is no node {name}")))
+}
+
 /// Whether a node serves a farm that the caller may see.
-fn serves_visible(world: &World, who: &Who, node: &crate::model::Node) -> bool {
+fn serves_visible(world: &World, who: &Who, node: &Node) -> bool {
     let farm = node.member.as_ref().and_then(|member| world.farms.get(&member.farm));
     who.role == Role::Operator || farm.is_some_and(|farm| who.may_see(&farm.spec.organization))
 }
@@ -96,9 +109,7 @@ impl Control for Service {
     async fn get_grid(&self, request: Request<api::GetGridRequest>) -> Reply<api::Grid> {
         self.operator(&request).await?;
         let world = self.world().await?;
-        let grid = world.grid.as_deref().ok_or_else(|| {
-            Status::not_found("there is no grid yet: run `croft grid apply grid.toml` first")
-        })?;
+        let grid = world.grid.as_deref().ok_or_else(no_grid)?;
         Ok(Response::new(show::grid(grid, &world)))
     }
 
@@ -117,11 +128,17 @@ impl Control for Service {
     async fn get_node(&self, request: Request<api::GetNodeRequest>) -> Reply<api::Node> {
         let who = self.anyone(&request).await?;
         let world = self.world().await?;
-        let name = &request.get_ref().name;
-        let node = name.parse::<NodeName>().ok().and_then(|name| world.nodes.get(&name));
-        let node = node.filter(|node| serves_visible(&world, &who, node));
-        let node = node.ok_or_else(|| Status::not_found(format!("there is no node {name}")))?;
+        let node = visible_node(&world, &who, &request.get_ref().name)?;
         Ok(Response::new(show::node(&world, &self.cx.sight, &node.name, node)))
+    }
+
+    async fn get_node_boots(&self, request: Request<api::GetNodeRequest>) -> Reply<api::NodeBoots> {
+        let who = self.anyone(&request).await?;
+        let world = self.world().await?;
+        let node = visible_node(&world, &who, &request.get_ref().name)?;
+        let grid = world.grid.as_deref().ok_or_else(no_grid)?;
+        let reply = self.boots.ask(&grid.bootd, &self.cx.credentials, &node.name).await?;
+        Ok(Response::new(boots::show(&who, node, reply)))
     }
 
     async fn release_node(&self, request: Request<api::GetNodeRequest>) -> Reply<api::ApplyReply> {

@@ -6,7 +6,7 @@ use std::fmt::Display;
 use std::path::PathBuf;
 
 use croft_proto::checked_toml::{Faults, Table, read};
-use croft_proto::{ClassName, NodeName, SwitchName, VlanId};
+use croft_proto::{CircuitId, ClassName, NodeName, SwitchName, VlanId};
 use ipnet::Ipv4Net;
 
 use super::ranges::{AddressRange, Subnet, VlanRange, Word};
@@ -241,6 +241,7 @@ struct Taken {
     uuids: BTreeMap<uuid::Uuid, String>,
     macs: BTreeMap<croft_proto::MacAddr, String>,
     ports: BTreeMap<(SwitchName, String), String>,
+    circuits: BTreeMap<CircuitId, String>,
     systems: BTreeMap<(String, String), String>,
 }
 
@@ -279,7 +280,8 @@ fn nodes(
         let nics: Vec<Nic> = table
             .tables("nic")
             .into_iter()
-            .filter_map(|nic| read_nic(nic, owner, switches, &mut taken))
+            .enumerate()
+            .filter_map(|(number, nic)| read_nic(nic, number == 0, owner, switches, &mut taken))
             .collect();
         if nics.is_empty() || nics.len() > 2 {
             table.fault("nic", "a node has one or two NICs, the boot NIC first");
@@ -294,6 +296,7 @@ fn nodes(
 
 fn read_nic(
     mut table: Table<'_>,
+    boots: bool,
     owner: &str,
     switches: &BTreeMap<SwitchName, Switch>,
     taken: &mut Taken,
@@ -301,6 +304,15 @@ fn read_nic(
     let mac = table.required("mac");
     let switch = table.required::<SwitchName>("switch");
     let port = table.required::<Word<64>>("port");
+    let circuit = table.optional::<CircuitId>("circuit_id");
+    if let Some(circuit) = &circuit {
+        if !boots {
+            let fault = "is for the first NIC, which boots: this one never asks by DHCP";
+            table.fault("circuit_id", fault);
+        } else if let Err(fault) = claim(&mut taken.circuits, circuit.clone(), owner) {
+            table.fault("circuit_id", fault);
+        }
+    }
     if let Some(mac) = mac
         && let Err(fault) = claim(&mut taken.macs, mac, owner)
     {
@@ -313,7 +325,7 @@ fn read_nic(
     if let Err(fault) = claim(&mut taken.ports, (switch.clone(), port.clone()), owner) {
         table.fault("port", fault);
     }
-    Some(Nic { mac, switch, port })
+    Some(Nic { mac, switch, port, circuit })
 }
 
 fn read_bmc(mut table: Table<'_>, owner: &str, taken: &mut Taken) -> Option<Bmc> {
@@ -431,6 +443,29 @@ mod tests {
             assert!(found.contains(&format!("{key}: ")), "{key} is not in:\n{found}");
         }
         assert_eq!(found.lines().count(), 3, "{found}");
+    }
+
+    #[test]
+    fn a_boot_nics_port_may_have_a_circuit_id_of_its_own() {
+        let port = |port: &str| format!("port = \"{port}\"");
+        let with = |text: &str, at: &str, circuit: &str| {
+            assert!(text.contains(&port(at)), "there is no port {at}");
+            text.replace(&port(at), &format!("{}\ncircuit_id = \"{circuit}\"", port(at)))
+        };
+        let one = with(GRID, "n1p0", "ge-0/0/1");
+        let grid = parse_grid(&with(&one, "n2p0", "0x0002")).expect("valid");
+        let circuits: Vec<_> = grid.nodes.values().flat_map(|node| &node.nics).collect();
+        let bytes = |nic: &&Nic| nic.circuit.as_ref().map(|circuit| circuit.as_bytes().to_vec());
+        let expected = [Some(b"ge-0/0/1".to_vec()), None, Some(vec![0, 2]), None];
+        assert_eq!(circuits.iter().map(bytes).collect::<Vec<_>>(), expected);
+        let kept = serde_json::to_string(&grid).expect("JSON");
+        assert_eq!(serde_json::from_str::<Grid>(&kept).expect("read back"), grid);
+        let twice = faults(&with(&one, "n2p0", "ge-0/0/1"));
+        assert!(twice.contains("node[1].nic[0].circuit_id: is already used by node n1"), "{twice}");
+        let second = faults(&with(GRID, "n1p1", "ge-0/0/2"));
+        assert!(second.contains("node[0].nic[1].circuit_id: is for the first NIC"), "{second}");
+        let bad = faults(&with(GRID, "n1p0", "0x0"));
+        assert!(bad.contains("node[0].nic[0].circuit_id: "), "{bad}");
     }
 
     #[test]

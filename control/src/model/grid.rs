@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use croft_proto::{BootdName, ClassName, MacAddr, NodeName, SwitchName, VlanId};
+use croft_proto::{BootdName, CircuitId, ClassName, MacAddr, NodeName, SwitchName, VlanId};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
@@ -189,6 +189,9 @@ pub struct Nic {
     pub switch: SwitchName,
     /// The switch's port.
     pub port: String,
+    /// What a relay calls the port, if one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub circuit: Option<CircuitId>,
 }
 
 /// A Redfish service and the system of it that is the node.

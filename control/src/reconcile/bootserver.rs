@@ -1,7 +1,6 @@
 //! Keeps the boot server's desired state equal to the model and its status in view; reads its
 //! load frames and its events.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::context::Context;
-use crate::drivers::bootserver::{BootdError, EdgeClient, Push, contents, plan};
+use crate::drivers::bootserver::{BootdError, Dial, EdgeClient, Push, contents, plan};
 use crate::load::{Sample, shares};
 use crate::model::{BootdRecord, Grid, NewEvent, keys};
 use crate::store::Outcome;
@@ -32,13 +31,6 @@ enum TellError {
     Ledger(#[from] LedgerError),
 }
 
-/// A client for the grid's boot server, made anew when the grid names another one.
-#[derive(Debug, Default)]
-struct Dial {
-    current: Option<(BootdName, SocketAddr, EdgeClient)>,
-    applied: Applied,
-}
-
 /// What became of the last Apply.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum Applied {
@@ -52,28 +44,12 @@ enum Applied {
     Done,
 }
 
-impl Dial {
-    fn client(&mut self, cx: &Context, grid: &Grid) -> Result<EdgeClient, BootdError> {
-        let (name, edge) = (&grid.bootd.name, grid.bootd.edge);
-        if let Some((n, e, client)) = &self.current
-            && n == name
-            && *e == edge
-        {
-            return Ok(client.clone());
-        }
-        let client = EdgeClient::new(name, edge, &cx.credentials)?;
-        self.current = Some((name.clone(), edge, client.clone()));
-        self.applied = Applied::Unknown;
-        Ok(client)
-    }
-}
-
 /// Tells and asks the boot server until cancelled.
 pub async fn tell(cx: Arc<Context>, stop: CancellationToken) {
-    let mut dial = Dial::default();
+    let (mut dial, mut applied) = (Dial::default(), Applied::default());
     let mut changes = cx.ledger.changes();
     loop {
-        match tell_once(&cx, &mut dial).await {
+        match tell_once(&cx, &mut dial, &mut applied).await {
             Ok(()) => {}
             Err(TellError::Bootd(fault)) => {
                 debug!(error = with_causes(&fault), "boot server");
@@ -103,11 +79,14 @@ async fn record(cx: &Context, name: &BootdName) -> Result<(BootdRecord, u64), Le
 }
 
 /// Read, plan, apply, verify.
-async fn tell_once(cx: &Context, dial: &mut Dial) -> Result<(), TellError> {
+async fn tell_once(cx: &Context, dial: &mut Dial, applied: &mut Applied) -> Result<(), TellError> {
     let world = World::load(cx.ledger.store()).await?;
     let Some(grid) = world.grid.as_deref() else { return Ok(()) };
     let Some(contents) = contents(&world) else { return Ok(()) };
-    let client = dial.client(cx, grid)?;
+    let (client, is_new) = dial.client(&grid.bootd, &cx.credentials)?;
+    if is_new {
+        *applied = Applied::Unknown;
+    }
     let status = client.status().await?;
     let held: Generation = status.generation.map_or_else(Generation::default, Into::into);
     note_status(cx, status);
@@ -132,15 +111,15 @@ async fn tell_once(cx: &Context, dial: &mut Dial) -> Result<(), TellError> {
         }
     }
     // That it holds a generation does not say that it has done all of it.
-    if send || dial.applied != Applied::Done {
+    if send || *applied != Applied::Done {
         let topic = "bootd/apply";
         match client.apply(state.clone()).await {
             Ok(()) => {
-                dial.applied = Applied::Done;
+                *applied = Applied::Done;
                 cx.settle(topic);
             }
             Err(fault) => {
-                let before = std::mem::replace(&mut dial.applied, Applied::Failed);
+                let before = std::mem::replace(applied, Applied::Failed);
                 let kind = match &fault {
                     BootdError::Call { code: tonic::Code::InvalidArgument, .. } => {
                         Some("desired-state-refused")
@@ -200,7 +179,7 @@ pub async fn frames(cx: Arc<Context>, stop: CancellationToken) {
 
 async fn read_frames(cx: &Context, dial: &mut Dial) -> Result<(), TellError> {
     let Some(grid) = grid(cx).await? else { return Ok(()) };
-    let client = dial.client(cx, &grid)?;
+    let (client, _) = dial.client(&grid.bootd, &cx.credentials)?;
     let interval = u32::try_from(cx.intervals.frames.as_millis()).unwrap_or(u32::MAX);
     let mut stream = client.frames(interval).await?;
     let mut loaded = (grid, tokio::time::Instant::now());
@@ -256,7 +235,7 @@ pub async fn events(cx: Arc<Context>, stop: CancellationToken) {
 async fn read_events(cx: &Context, dial: &mut Dial) -> Result<(), TellError> {
     let Some(grid) = grid(cx).await? else { return Ok(()) };
     let name = grid.bootd.name.clone();
-    let client = dial.client(cx, &grid)?;
+    let (client, _) = dial.client(&grid.bootd, &cx.credentials)?;
     let Some(seen) = events_seen(cx, &name, &client).await? else { return Ok(()) };
     let mut stream = client.events(seen).await?;
     while let Some(event) = stream.next().await {

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::fakes::control::{Control, with_token};
 use crate::fakes::farms::start;
 use crate::fakes::{PATIENCE, Rack};
-use croft_proto::api;
+use croft_proto::{api, common};
 use tonic::Code;
 
 /// A farm of one web server.
@@ -84,6 +84,48 @@ async fn a_farms_past_stays_with_its_organization() {
     let newest = past.last().expect("some").sequence;
     assert!(new.iter().all(|event| event.sequence > newest), "{new:#?}");
     assert_eq!(events(&control, &acme).await, past);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn boots_are_shown_to_whoever_sees_the_node() {
+    let (rack, control) = start(1, |rack| rack.grid("")).await;
+    let (acme, globex) = (tenant(&rack, "acme"), tenant(&rack, "globex"));
+    let boots = async |token: &str, name: &str| {
+        let request = with_token(api::GetNodeRequest { name: name.to_owned() }, token);
+        let reply = control.api().await.expect("connects").get_node_boots(request).await;
+        reply.map(tonic::Response::into_inner)
+    };
+    let operator = control.ask(()).metadata().get("authorization").expect("a token").clone();
+    let operator = operator.to_str().expect("text").strip_prefix("Bearer ").expect("a token");
+    let none = boots(operator, "n1").await.expect("asked");
+    assert_eq!((none.node.as_str(), none.boots.len(), none.remembered_ms), ("n1", 0, 60_000));
+    assert_eq!(boots(operator, "n9").await.expect_err("found").code(), Code::NotFound);
+    assert_eq!(boots(&acme, "n1").await.expect_err("idle").code(), Code::NotFound);
+
+    control.apply_farm(&farm("acme", "shop", "web")).await.expect("applied");
+    control.ready("shop", 1).await;
+    let window = rack.state.lock().boots["n1"].window;
+    let boot = |window, text: &str| common::Boot {
+        window,
+        diagnosis: text.to_owned(),
+        ..common::Boot::default()
+    };
+    let seen = vec![boot(window - 1, "another's"), boot(window, "its own")];
+    rack.state.lock().traces.insert("n1".to_owned(), seen.clone());
+    assert_eq!(boots(operator, "n1").await.expect("asked").boots, seen);
+    assert_eq!(boots(&acme, "n1").await.expect("asked").boots, seen[1..]);
+    assert_eq!(boots(&globex, "n1").await.expect_err("another's").code(), Code::NotFound);
+    assert_eq!(boots("guess.guess", "n1").await.expect_err("who").code(), Code::Unauthenticated);
+
+    // What keeps the boot server from answering is said in words.
+    rack.state.lock().edge_old = true;
+    let old = boots(operator, "n1").await.expect_err("older");
+    assert_eq!(old.code(), Code::FailedPrecondition);
+    assert!(old.message().contains("bootd0 is older than control"), "{}", old.message());
+    rack.state.lock().edge_dead = true;
+    let away = boots(operator, "n1").await.expect_err("away");
+    assert_eq!(away.code(), Code::FailedPrecondition);
+    assert!(away.message().contains("bootd0 does not answer"), "{}", away.message());
 }
 
 #[tokio::test(flavor = "multi_thread")]

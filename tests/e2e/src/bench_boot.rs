@@ -224,6 +224,7 @@ impl Bench {
                 hardware_class: "small".to_owned(),
                 uuid: String::new(),
                 macs: vec![mac.clone()],
+                circuit_id: Vec::new(),
             });
             if !nodes.contains(&name.as_str()) {
                 continue;

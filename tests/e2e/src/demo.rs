@@ -161,14 +161,14 @@ pub async fn boot(
     Ok(took)
 }
 
-/// bootd can say how each node came up; the first is shown.
+/// The operator is shown how each node came up, as bootd saw it; the first is printed.
 async fn show_boots(
     site: &Site,
     nodes: impl Iterator<Item = &String>,
     time: Timeline,
 ) -> anyhow::Result<()> {
     for (number, node) in nodes.enumerate() {
-        let text = site.boots(node).await?;
+        let text = site.croft(&["node", "boot", node]).await?;
         let first = text.lines().next().unwrap_or_default();
         ensure!(first.contains(", healthy after "), "bootd does not know how it came up:\n{text}");
         if number == 0 {

@@ -19,7 +19,7 @@ pub async fn run() -> anyhow::Result<()> {
     farm_ready(&mut site, &mut narrator, "shop").await?;
     println!("\n{}", site.croft(&["node", "ls"]).await?);
     println!("The shop answers at {} in the rack's internet.", exposed_url(&site).await?);
-    println!("How a node came up: curl http://10.255.0.2:9180/boots/NODE, from `make shell`.");
+    println!("How a node came up: `croft node boot NODE`, from `make shell`.");
     println!("`make shell`, in another terminal, opens a shell beside it, with croft set up.");
     println!("Logs are in {}. Ctrl-C ends everything.\n", site.dir().display());
     // The rack asks with SIGTERM, a terminal with SIGINT.

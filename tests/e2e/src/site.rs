@@ -88,13 +88,6 @@ impl Site {
         Ok(site)
     }
 
-    /// What bootd shows of a node's last boots.
-    pub async fn boots(&self, node: &str) -> anyhow::Result<String> {
-        let url = format!("http://{STATUS}/boots/{node}");
-        let answer = reqwest::get(&url).await.and_then(reqwest::Response::error_for_status);
-        Ok(answer.with_context(|| format!("asking {url}"))?.text().await?)
-    }
-
     fn log(&self, name: &str) -> anyhow::Result<Stdio> {
         let path = self.dir.join(name);
         let file = File::options().create(true).append(true).open(&path);

@@ -23,6 +23,7 @@ use crate::events::{Events, Notice};
 use crate::iscsi::chap::Algorithm;
 use crate::iscsi::pdu::{self, Digests, HEADER, Header, NO_TAG, Parsed, opcode};
 use crate::iscsi::{Limits, Target, text};
+use crate::trace::{Seen, Service, Stage, Traces};
 use crate::volume::{ImageStore, VolumeKind, VolumeSpec, VolumeStore};
 use crate::zone::{Access, Grant, Unit, ZoneTable};
 
@@ -38,6 +39,7 @@ struct Server {
     zones: Arc<ZoneTable>,
     address: SocketAddr,
     notices: mpsc::Receiver<Notice>,
+    traces: Traces,
     cancel: CancellationToken,
     task: JoinHandle<()>,
     dir: tempfile::TempDir,
@@ -81,6 +83,7 @@ impl Server {
         let zones = Arc::new(ZoneTable::new());
         zones.replace(vec![grant("n1", 1), grant("n2", 1)]);
         let (events, notices) = Events::channel(64);
+        let traces = events.traces().clone();
         let target = Target::with_limits(
             Arc::clone(&zones),
             Arc::clone(&volumes),
@@ -96,7 +99,7 @@ impl Server {
             let (target, cancel) = (target.clone(), cancel.clone());
             tokio::spawn(async move { target.serve(listener, segment, cancel).await })
         };
-        Self { target, volumes, zones, address, notices, cancel, task, dir }
+        Self { target, volumes, zones, address, notices, traces, cancel, task, dir }
     }
 
     async fn stop(self) {

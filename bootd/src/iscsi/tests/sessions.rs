@@ -74,6 +74,28 @@ async fn a_newer_session_of_the_node_takes_the_place_of_older_ones() {
 }
 
 #[tokio::test]
+async fn a_boots_trace_tells_of_logins_and_of_the_first_read_of_each() {
+    let server = Server::start(Limits::default()).await;
+    let node = "n1".parse().expect("valid");
+    let note =
+        |stage, text| server.traces.note(&node, Seen::of(Service::Http, text).reaching(stage));
+    let asked = Seen::of(Service::Dhcp, "asked").reaching(Stage::Ipxe);
+    server.traces.note(&node, asked.beginning(1));
+    let mut firmware = Initiator::logged_in(&server, 1).await;
+    assert!(firmware.read(0, 1).await.is_ok() && firmware.read(1, 1).await.is_ok());
+    note(Stage::Kernel, "kernel");
+    let mut system = Initiator::logged_in(&server, 2).await;
+    assert!(system.read(0, 1).await.is_ok());
+    let boots = server.traces.boots(&node);
+    let steps: Vec<_> = boots[0].steps.iter().map(|step| step.text.as_str()).collect();
+    let read = "first read of this session";
+    let before = "logged in before a kernel was fetched";
+    let expected = ["asked", before, read, "kernel", "the operating system logged in", read];
+    assert_eq!((steps.as_slice(), boots[0].stage.as_str()), (&expected[..], "login"));
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn discovery_shows_the_own_target_and_nothing_else() {
     let server = Server::start(Limits::default()).await;
     let other =

@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use croft_proto::edge::edge_client::EdgeClient as Stub;
-use croft_proto::{BootdName, MAX_MESSAGE_BYTES, edge};
+use croft_proto::{BootdName, MAX_MESSAGE_BYTES, NodeName, edge};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status, Streaming};
+
+use crate::model::Bootd;
 
 /// Longest wait for a status.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
@@ -156,6 +158,16 @@ impl EdgeClient {
         self.within("Apply", APPLY_TIMEOUT, stub.apply(request)).await.map(|_| ())
     }
 
+    /// A node's last boots, as far as it has seen any.
+    ///
+    /// # Errors
+    /// The call fails; with UNIMPLEMENTED if the boot server is older than it.
+    pub async fn boots(&self, node: &NodeName) -> Result<edge::BootsReply, BootdError> {
+        let mut stub = self.stub.clone();
+        let request = edge::BootsRequest { node: node.to_string() };
+        self.within("Boots", STATUS_TIMEOUT, stub.boots(request)).await
+    }
+
     /// Its load frames.
     ///
     /// # Errors
@@ -173,5 +185,34 @@ impl EdgeClient {
     pub async fn events(&self, after: u64) -> Result<Streaming<edge::Event>, BootdError> {
         let mut stub = self.stub.clone();
         self.within("Events", STATUS_TIMEOUT, stub.events(edge::EventsRequest { after })).await
+    }
+}
+
+/// A client for the grid's boot server, made anew when the grid names another one.
+#[derive(Debug, Default)]
+pub struct Dial {
+    current: Option<(SocketAddr, EdgeClient)>,
+}
+
+impl Dial {
+    /// The client, and whether it is a new one.
+    ///
+    /// # Errors
+    /// The TLS settings cannot be used.
+    pub fn client(
+        &mut self,
+        bootd: &Bootd,
+        own: &Credentials,
+    ) -> Result<(EdgeClient, bool), BootdError> {
+        let (name, edge) = (&bootd.name, bootd.edge);
+        if let Some((at, client)) = &self.current
+            && client.bootd == *name
+            && *at == edge
+        {
+            return Ok((client.clone(), false));
+        }
+        let client = EdgeClient::new(name, edge, own)?;
+        self.current = Some((edge, client.clone()));
+        Ok((client, true))
     }
 }

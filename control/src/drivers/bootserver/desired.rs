@@ -36,6 +36,12 @@ pub fn contents(world: &World) -> Option<edge::DesiredState> {
         hardware_class: spec.class.to_string(),
         uuid: spec.uuid.map(|uuid| uuid.to_string()).unwrap_or_default(),
         macs: spec.nics.iter().map(|nic| nic.mac.to_string()).collect(),
+        circuit_id: spec
+            .nics
+            .first()
+            .and_then(|nic| nic.circuit.as_ref())
+            .map(|circuit| circuit.as_bytes().to_vec())
+            .unwrap_or_default(),
     });
     Some(edge::DesiredState {
         generation: None,

@@ -4,6 +4,6 @@ mod client;
 mod desired;
 mod push;
 
-pub use client::{BootdError, Credentials, EdgeClient};
+pub use client::{BootdError, Credentials, Dial, EdgeClient};
 pub use desired::{contents, farm_segment};
 pub use push::{Push, plan};

@@ -264,6 +264,18 @@ impl Edge for Fake {
         }))
     }
 
+    async fn boots(
+        &self,
+        request: Request<edge::BootsRequest>,
+    ) -> Result<Response<edge::BootsReply>, Status> {
+        let state = self.state()?;
+        if state.edge_old {
+            return Err(Status::unimplemented(""));
+        }
+        let boots = state.traces.get(&request.get_ref().node).cloned().unwrap_or_default();
+        Ok(Response::new(edge::BootsReply { boots, uptime_ms: 60_000 }))
+    }
+
     type FramesStream = Output<edge::Frame>;
 
     async fn frames(

@@ -101,6 +101,10 @@ pub struct State {
     pub keeps_dropped: Vec<String>,
     /// Its connections are refused.
     pub edge_dead: bool,
+    /// It is of a version that cannot tell of boots.
+    pub edge_old: bool,
+    /// What it has seen of nodes' boots.
+    pub traces: BTreeMap<String, Vec<croft_proto::common::Boot>>,
     pub events: Vec<proto::Event>,
     /// Work that arrives for a tier, in nodes' worth: members share it.
     pub work: BTreeMap<String, f64>,
@@ -259,6 +263,8 @@ impl Rack {
             started: Instant::now(),
             keeps_dropped: Vec::new(),
             edge_dead: false,
+            edge_old: false,
+            traces: BTreeMap::new(),
             events: Vec::new(),
             work: BTreeMap::new(),
             connections: BTreeMap::new(),
