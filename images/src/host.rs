@@ -17,6 +17,7 @@ use crate::tree::{Content, Entry, Tree, walk};
 
 /// Runs in the user namespace: `$1` is the copy, `$2` the kernel's release.
 const MAKE: &str = "set -e
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
 for tree in dev proc; do mkdir -p \"$1/$tree\"; mount --rbind \"/$tree\" \"$1/$tree\"; done
 cd \"$1\"
 exec chroot . /usr/bin/env -i LC_ALL=C TMPDIR=/tmp PATH=/usr/sbin:/usr/bin:/sbin:/bin \

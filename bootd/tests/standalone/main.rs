@@ -323,7 +323,7 @@ fn a_file_is_checked_and_explained_without_serving_it() {
     site.write(&FILE.replace("segment = \"guests\"\n", "").replace("\"iscsi\"", "\"usb\""));
     let (code, text) = output(&["check", path]);
     assert_eq!(code, Some(64));
-    for part in ["blueprint[0].boot", "rule[1].role: matches the same machines"] {
+    for part in ["blueprint[0].boot", "rule[2].role: matches the same machines"] {
         assert!(text.contains(part), "{part} is not in:\n{text}");
     }
     assert_eq!(output(&[]).0, Some(2), "nothing to do is a fault of the command line");
