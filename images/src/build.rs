@@ -15,7 +15,7 @@ use crate::recipe::{self, Kind, Recipe};
 use crate::run::run_with;
 use crate::store::{Parts, Store};
 use crate::tree::{Content, Entry, Tree, walk};
-use crate::{cpio, elf, ext4};
+use crate::{cpio, disk, elf, ext4, host, squashfs};
 
 /// Where the agent lies in a system image.
 const AGENT: &str = "usr/bin/croft-agent";
@@ -70,6 +70,7 @@ pub fn build(
             Kind::System => {
                 system_image(shop, &agent, &recipe, &cache, scratch.path(), &mut archives)?
             }
+            Kind::Disk => disk_image(shop, &recipe, &cache, scratch.path(), &mut archives)?,
         };
         let version = store.add(&parts)?;
         done(&recipe.name, version);
@@ -137,19 +138,60 @@ fn system_image(
     let disk = disk(recipe, &gathered.tree, &place)?;
     let kernel = kernel(recipe, &gathered)?;
     let mut files = BTreeMap::from([("disk".to_owned(), disk), ("kernel".to_owned(), kernel)]);
-    if let Some(name) = &recipe.initramfs {
-        if !archives.contains_key(name) {
-            let recipe = Recipe::load(&shop.sources.join("recipes"), name)?;
-            archives.insert(name.clone(), initramfs(&recipe, &overlays, cache, scratch)?);
-        }
-        files.insert("initrd".to_owned(), archives[name].clone());
+    if recipe.ram {
+        let root = place.join("root");
+        squashfs::write(&gathered.tree, &place, &root)?;
+        files.insert("root".to_owned(), root);
     }
+    files.extend(croft_initrd(shop, recipe, cache, scratch, archives)?);
     Ok(Parts {
         name: recipe.name.clone(),
         kind: ImageKind::System,
         files,
         kernel_args: recipe.kernel_args.clone(),
     })
+}
+
+/// A whole Debian system, which boots by its own boot loader, kernel and initramfs. Croft's initramfs
+/// is beside it for nodes that shall need no boot loader.
+fn disk_image(
+    shop: &Workshop,
+    recipe: &Recipe,
+    cache: &Cache,
+    scratch: &Path,
+    archives: &mut BTreeMap<ImageName, PathBuf>,
+) -> Result<Parts, Error> {
+    let place = place(scratch, recipe)?;
+    let mut gathered = gather(recipe, &shop.sources.join("overlay"), cache)?;
+    host::complete(&mut gathered.tree, recipe.name.as_str(), &place)?;
+    let kernel = kernel(recipe, &gathered)?;
+    let file = place.join("disk");
+    disk::write(&gathered, recipe.name.as_str(), recipe.size_mib, &place, &file)?;
+    let mut files = BTreeMap::from([("disk".to_owned(), file), ("kernel".to_owned(), kernel)]);
+    files.extend(croft_initrd(shop, recipe, cache, scratch, archives)?);
+    Ok(Parts {
+        name: recipe.name.clone(),
+        kind: ImageKind::Disk,
+        files,
+        kernel_args: recipe.kernel_args.clone(),
+    })
+}
+
+/// The initramfs that a recipe names, as the file `initrd`. One that several images use is made once.
+fn croft_initrd(
+    shop: &Workshop,
+    recipe: &Recipe,
+    cache: &Cache,
+    scratch: &Path,
+    archives: &mut BTreeMap<ImageName, PathBuf>,
+) -> Result<Option<(String, PathBuf)>, Error> {
+    let Some(name) = &recipe.initramfs else { return Ok(None) };
+    if !archives.contains_key(name) {
+        let recipe = Recipe::load(&shop.sources.join("recipes"), name)?;
+        let overlays = shop.sources.join("overlay");
+        archives.insert(name.clone(), initramfs(&recipe, &overlays, cache, scratch)?);
+    }
+    Ok(Some(("initrd".to_owned(), archives[name].clone())))
 }
 
 /// A directory of the recipe's own below `scratch`.

@@ -85,6 +85,14 @@ pub enum Error {
         /// What is wrong with it.
         fault: String,
     },
+    /// Something is too large for its place on a disk.
+    #[error(
+        "{what} does not fit into its place on the disk; give the recipe a smaller size_mib, or correct the packages"
+    )]
+    NoRoom {
+        /// What.
+        what: String,
+    },
     /// The agent would not start in an image.
     #[error(
         "the agent {path} is not a static program: build it with `-C target-feature=+crt-static`"

@@ -11,11 +11,11 @@ use std::path::Path;
 
 use crate::Error;
 use crate::run::{failed, run, tool};
-use crate::tree::{Content, Entry, Tree};
+use crate::tree::{Entry, Tree};
 
 /// The clock of every file and file system: 2020-01-01 00:00 UTC. Not 0, which some tools take
 /// for "never".
-const TIME: &str = "1577836800";
+pub(crate) const TIME: &str = "1577836800";
 
 /// What a file system looks like.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,18 +98,7 @@ fn fill_script(tree: &Tree, scratch: &Path) -> Result<String, Error> {
                 line(format_args!("set_inode_field \"{name}\" mode 0{:o}", 0o040_000 | mode));
             }
             Entry::File(mode, content) => {
-                let host = match content {
-                    Content::Host(path) => path.clone(),
-                    Content::Bytes(bytes) => {
-                        let path = scratch.join(format!("file-{number}"));
-                        fs::write(&path, bytes).map_err(Error::write(&path))?;
-                        path
-                    }
-                };
-                let host = host.to_string_lossy();
-                if host.contains('"') {
-                    return Err(Error::UnusablePath { path: host.into_owned() });
-                }
+                let host = content.on_host(scratch, number)?;
                 line(format_args!("write \"{host}\" \"{name}\""));
                 line(format_args!("set_inode_field \"{name}\" mode 0{:o}", 0o100_000 | mode));
             }
@@ -122,6 +111,7 @@ fn fill_script(tree: &Tree, scratch: &Path) -> Result<String, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tree::Content;
 
     fn disk_of(tree: &Tree) -> Result<Vec<u8>, Error> {
         let dir = tempfile::tempdir().expect("directory");

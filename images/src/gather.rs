@@ -9,7 +9,7 @@ use crate::Error;
 use crate::elf;
 use crate::modules::Modules;
 use crate::packages::Cache;
-use crate::recipe::Recipe;
+use crate::recipe::{Kind, Recipe};
 use crate::run::run;
 use crate::tree::{Content, Entry, Tree, clean, entry_of, walk};
 
@@ -45,6 +45,9 @@ pub fn gather(recipe: &Recipe, overlays: &Path, cache: &Cache) -> Result<Gathere
     let mut taker = Taker { roots: &roots, tree };
     for path in &recipe.contents.keep {
         taker.take(path, &format!("recipe {name}"))?;
+    }
+    if recipe.kind == Kind::Disk {
+        taker.take_all(&recipe.contents.drop)?;
     }
     let mut tree = taker.tree;
     add_modules(recipe, &roots, &mut tree)?;
@@ -101,6 +104,32 @@ impl Taker<'_> {
                 self.take(&target, &format!("link /{path}"))?;
             }
             Entry::File(_, content) => self.take_needs(&path, &content.bytes()?)?,
+        }
+        Ok(())
+    }
+
+    /// Takes everything but what is at or below these paths.
+    fn take_all(&mut self, drop: &[String]) -> Result<(), Error> {
+        let drop = drop.iter().map(|path| clean(path)).collect::<Result<Vec<_>, _>>()?;
+        for root in self.roots {
+            for (path, host) in walk(root)? {
+                let path = clean(&path)?;
+                let is_below = |top: &String| {
+                    path.strip_prefix(top)
+                        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+                };
+                // The links into /usr are there already.
+                let is_merged =
+                    !path.contains('/') && matches!(self.tree.get(&path), Some(Entry::Link(_)));
+                if is_merged || drop.iter().any(is_below) {
+                    continue;
+                }
+                let entry = entry_of(&host)?;
+                let is_directory = matches!(entry, Entry::Directory(_));
+                if !is_directory || self.tree.get(&path).is_none() {
+                    self.tree.insert(&path, entry)?;
+                }
+            }
         }
         Ok(())
     }

@@ -15,6 +15,8 @@ use crate::Error;
 pub enum Kind {
     /// An image that boots.
     System,
+    /// An image with a boot loader and kernel of its own: a whole Debian system.
+    Disk,
     /// An image that is a data volume.
     Data,
     /// An archive that system images name; not an image itself.
@@ -27,9 +29,10 @@ impl FromStr for Kind {
     fn from_str(s: &str) -> Result<Self, String> {
         match s {
             "system" => Ok(Self::System),
+            "disk" => Ok(Self::Disk),
             "data" => Ok(Self::Data),
             "initramfs" => Ok(Self::Initramfs),
-            _ => Err(format!("{s:?} is not a kind: use system, data or initramfs")),
+            _ => Err(format!("{s:?} is not a kind: use system, disk, data or initramfs")),
         }
     }
 }
@@ -42,6 +45,8 @@ pub struct Contents {
     /// Files and directories of these packages that the tree has; the libraries of the programs
     /// among them follow.
     pub keep: Vec<String>,
+    /// Of a disk image, which has all files of its packages: files and directories that it lacks.
+    pub drop: Vec<String>,
     /// Kernel modules to load, in this order; their dependencies come before them.
     pub modules: Vec<String>,
     /// Modules that can wait until the role runs.
@@ -57,6 +62,7 @@ impl Contents {
         Self {
             packages: table.list("packages"),
             keep: table.list("keep"),
+            drop: table.list("drop"),
             modules: table.list("modules"),
             modules_later: table.list("modules_later"),
             directories: table.list("directories"),
@@ -68,6 +74,7 @@ impl Contents {
     pub fn with(mut self, more: &Self) -> Self {
         self.packages.extend_from_slice(&more.packages);
         self.keep.extend_from_slice(&more.keep);
+        self.drop.extend_from_slice(&more.drop);
         self.modules.extend_from_slice(&more.modules);
         self.modules_later.extend_from_slice(&more.modules_later);
         self.directories.extend_from_slice(&more.directories);
@@ -92,10 +99,12 @@ pub struct Recipe {
     pub contents: Contents,
     /// What its test variant has besides; images without one have no test variant.
     pub test: Option<Contents>,
-    /// For a system image: the recipe of its initramfs.
+    /// For an image that boots: the recipe of the initramfs with which Croft boots it.
     pub initramfs: Option<ImageName>,
-    /// For a system image: arguments that its kernel always needs.
+    /// For an image that boots: arguments that its kernel always needs.
     pub kernel_args: String,
+    /// For a system image: whether it can also run from memory.
+    pub ram: bool,
 }
 
 impl Recipe {
@@ -114,16 +123,28 @@ impl Recipe {
         let kind: Option<Kind> = table.required("kind");
         let size_mib = match kind {
             Some(Kind::Initramfs) => Some(0),
+            // Its boot loader's partitions come before the root.
+            Some(Kind::Disk) => table.integer("size_mib", 64..=65536),
             _ => table.integer("size_mib", 8..=65536),
         };
         let mut initramfs = None;
         let mut kernel_args = String::new();
-        if kind == Some(Kind::System) {
+        let mut ram = false;
+        if matches!(kind, Some(Kind::System | Kind::Disk)) {
             initramfs = table.required("initramfs");
             kernel_args = table.list::<String>("kernel_args").join(" ");
         }
+        if kind == Some(Kind::System) {
+            ram = table.optional_bool("ram").unwrap_or(false);
+        }
         let without = table.list("without").into_iter().collect();
         let contents = Contents::read(table);
+        if kind == Some(Kind::Disk) && !contents.keep.is_empty() {
+            table.fault("keep", "has no place here: a disk image has all files of its packages");
+        }
+        if kind.is_some_and(|kind| kind != Kind::Disk) && !contents.drop.is_empty() {
+            table.fault("drop", "has no place here: only what `keep` names is in the image");
+        }
         let test = table.optional_table("test").map(|mut test| Contents::read(&mut test));
         Some(Self {
             name: name.clone(),
@@ -134,6 +155,7 @@ impl Recipe {
             test,
             initramfs,
             kernel_args,
+            ram,
         })
     }
 

@@ -27,6 +27,27 @@ impl Content {
             Self::Bytes(bytes) => Ok(bytes.clone()),
         }
     }
+
+    /// A file of the host with these bytes, by a name that can stand in quotes: made as
+    /// `scratch/file-NUMBER` if there is none.
+    ///
+    /// # Errors
+    /// It cannot be written, or its name has a quote.
+    pub(crate) fn on_host(&self, scratch: &Path, number: usize) -> Result<String, Error> {
+        let host = match self {
+            Self::Host(path) => path.clone(),
+            Self::Bytes(bytes) => {
+                let path = scratch.join(format!("file-{number}"));
+                fs::write(&path, bytes).map_err(Error::write(&path))?;
+                path
+            }
+        };
+        let host = host.to_string_lossy();
+        if host.contains('"') {
+            return Err(Error::UnusablePath { path: host.into_owned() });
+        }
+        Ok(host.into_owned())
+    }
 }
 
 /// What a path of a tree is. Everything belongs to root.

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use common::{Image, build, lines, packages_cache};
 use croft_images::cpio;
 use croft_images::tree::{Content, Entry, Tree};
-use croft_proto::{BootEnv, Iqn, IscsiLogin, MacAddr, Secret, USERLAND_MARK};
+use croft_proto::{BootEnv, Iqn, IscsiLogin, MacAddr, RootSource, Secret, USERLAND_MARK};
 use croft_test_support::namespace;
 
 const HOST_NAME: &str = "shop-web-2";
@@ -241,12 +241,12 @@ impl Guest {
             boot_nic: "52:54:00:00:00:01".parse::<MacAddr>().expect("valid"),
             address: Ipv4Addr::new(10, 0, 2, 15),
             prefix: 24,
-            iscsi: Some(IscsiLogin {
+            root: Some(RootSource::Iscsi(IscsiLogin {
                 initiator: INITIATOR.parse::<Iqn>().expect("valid"),
                 target: TARGET.parse::<Iqn>().expect("valid"),
                 portal: Ipv4Addr::new(10, 0, 2, 2),
                 secret: Secret::new(secret()),
-            }),
+            })),
         };
         let mut tree = Tree::default();
         let mut put = |path: &str, text: String| {

@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Iqn, MacAddr, NodeName, Secret};
+use crate::{BlobHash, ImageVersion, Iqn, MacAddr, NodeName, Secret};
 
 /// A value that cannot stand in `boot.env`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +45,26 @@ pub struct IscsiLogin {
     pub secret: Secret,
 }
 
+/// Where the initramfs gets a root that it keeps in memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RamRoot {
+    /// The boot server, which has it at `http://SERVER/image/VERSION/root`.
+    pub server: Ipv4Addr,
+    /// The image.
+    pub version: ImageVersion,
+    /// What the bytes must be.
+    pub blob: BlobHash,
+}
+
+/// Where a node's root is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RootSource {
+    /// On a disk behind iSCSI.
+    Iscsi(IscsiLogin),
+    /// In memory.
+    Ram(RamRoot),
+}
+
 /// What the initramfs needs, as `croft/boot.env`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BootEnv {
@@ -56,8 +76,8 @@ pub struct BootEnv {
     pub address: Ipv4Addr,
     /// Its prefix length, 1..=30.
     pub prefix: u8,
-    /// The root disk, for methods that have one.
-    pub iscsi: Option<IscsiLogin>,
+    /// Its root, for methods that have one of ours.
+    pub root: Option<RootSource>,
 }
 
 impl BootEnv {
@@ -72,13 +92,19 @@ impl BootEnv {
             ("CROFT_NIC", self.boot_nic.to_string()),
             ("CROFT_ADDRESS", format!("{}/{}", self.address, self.prefix)),
         ];
-        if let Some(login) = &self.iscsi {
-            lines.extend([
+        match &self.root {
+            Some(RootSource::Iscsi(login)) => lines.extend([
                 ("CROFT_INITIATOR", login.initiator.to_string()),
                 ("CROFT_TARGET", login.target.to_string()),
                 ("CROFT_PORTAL", login.portal.to_string()),
                 ("CROFT_CHAP_SECRET", login.secret.expose().to_owned()),
-            ]);
+            ]),
+            Some(RootSource::Ram(root)) => lines.extend([
+                ("CROFT_PORTAL", root.server.to_string()),
+                ("CROFT_ROOT", format!("http://{}/image/{}/root", root.server, root.version)),
+                ("CROFT_ROOT_BLAKE3", root.blob.to_string()),
+            ]),
+            None => {}
         }
         let mut text = String::new();
         for (key, value) in lines {
@@ -102,8 +128,23 @@ mod tests {
             boot_nic: "52:54:00:00:00:01".parse().expect("valid"),
             address: Ipv4Addr::new(10, 20, 1, 11),
             prefix: 24,
-            iscsi: None,
+            root: None,
         }
+    }
+
+    #[test]
+    fn a_root_in_memory_is_named_with_its_hash() {
+        let (version, blob) = (ImageVersion::of(b"image"), BlobHash::of(b"root"));
+        let server = Ipv4Addr::new(10, 20, 1, 1);
+        let root = Some(RootSource::Ram(RamRoot { server, version, blob }));
+        let text = BootEnv { root, ..env("shop-web-1") }.render().expect("valid");
+        assert!(
+            text.ends_with(&format!(
+                "CROFT_PORTAL='10.20.1.1'\nCROFT_ROOT='http://10.20.1.1/image/{version}/root'\n\
+                 CROFT_ROOT_BLAKE3='{blob}'\n"
+            )),
+            "{text}"
+        );
     }
 
     #[test]

@@ -19,6 +19,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::ImageName;
+use crate::edge::BootMethod;
 
 /// Bytes that one chunk hash of a disk covers.
 pub const CHUNK_SIZE: u64 = 1 << 20;
@@ -113,17 +114,23 @@ hashes! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ImageKind {
-    /// `kernel`, `initrd` and `disk`: a node boots it.
+    /// `kernel`, `initrd` and `disk`, a file system: a node boots it. With `root`, the same files as
+    /// squashfs, also from memory.
     System,
+    /// The same with a `disk` that has a partition table, a boot loader and a system with a kernel of
+    /// its own, in a partition: a node boots it with or without these.
+    Disk,
     /// `disk` only: shared data.
     Data,
 }
 
 impl ImageKind {
-    fn files(self) -> &'static [&'static str] {
+    /// The files that it has, and those that it may have.
+    fn files(self) -> (&'static [&'static str], &'static [&'static str]) {
         match self {
-            Self::System => &["disk", "initrd", "kernel"],
-            Self::Data => &["disk"],
+            Self::System => (&["disk", "initrd", "kernel"], &["root"]),
+            Self::Disk => (&["disk", "initrd", "kernel"], &[]),
+            Self::Data => (&["disk"], &[]),
         }
     }
 }
@@ -132,6 +139,7 @@ impl fmt::Display for ImageKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::System => "system",
+            Self::Disk => "disk",
             Self::Data => "data",
         })
     }
@@ -161,7 +169,7 @@ pub struct Manifest {
     pub name: ImageName,
     /// What it is for.
     pub kind: ImageKind,
-    /// By name: `kernel`, `initrd` and `disk`, as the kind demands.
+    /// By name: `kernel`, `initrd`, `disk` and `root`, as the kind demands.
     pub files: BTreeMap<String, ImageFile>,
     /// Arguments that the image's kernel always needs.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -191,8 +199,10 @@ impl Manifest {
         if manifest.format != 1 {
             return Err(fault(format!("its format is {}, this program reads 1", manifest.format)));
         }
-        let want = manifest.kind.files();
-        if !manifest.files.keys().map(String::as_str).eq(want.iter().copied()) {
+        let (want, may) = manifest.kind.files();
+        let has = |name: &&str| manifest.files.contains_key(*name);
+        let known = |name: &String| want.contains(&name.as_str()) || may.contains(&name.as_str());
+        if !want.iter().all(has) || !manifest.files.keys().all(known) {
             return Err(fault(format!("a {} image has the files {want:?}", manifest.kind)));
         }
         let disk = &manifest.files["disk"];
@@ -205,9 +215,61 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// The methods by which a node can boot it.
+    pub fn boots(&self) -> Vec<BootMethod> {
+        let mut methods = Vec::new();
+        if self.files.contains_key("kernel") {
+            methods.push(BootMethod::Iscsi);
+        }
+        if self.kind == ImageKind::Disk {
+            methods.push(BootMethod::San);
+        }
+        if self.files.contains_key("root") {
+            methods.push(BootMethod::Ram);
+        }
+        methods
+    }
+
+    /// Checks that a node can boot it by this method. One that goes on to the next boot device needs
+    /// nothing of an image.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub fn check_boot(&self, method: BootMethod) -> Result<(), CannotBoot> {
+        let image = self.name.clone();
+        let can = method == BootMethod::Local || self.boots().contains(&method);
+        if can { Ok(()) } else { Err(CannotBoot { image, method }) }
+    }
+
     /// Its disk; every checked manifest has one.
     pub fn disk(&self) -> &ImageFile {
         &self.files["disk"]
+    }
+}
+
+/// An image lacks what a boot method needs.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("image {image} {}", lack(*.method))]
+pub struct CannotBoot {
+    /// The image.
+    pub image: ImageName,
+    /// The method.
+    pub method: BootMethod,
+}
+
+/// What is missing, and what to do about it.
+fn lack(method: BootMethod) -> &'static str {
+    match method {
+        BootMethod::Ram => {
+            "has no root file system for memory: set `ram = true` in its recipe and build it \
+             again, or use boot = \"iscsi\""
+        }
+        BootMethod::San => {
+            "has no boot loader on its disk: build one of kind disk, or use boot = \"iscsi\""
+        }
+        BootMethod::Iscsi | BootMethod::Local | BootMethod::Unspecified => {
+            "has no kernel and initrd: use one of kind system or disk"
+        }
     }
 }
 
@@ -281,6 +343,28 @@ mod tests {
         assert_eq!(back, manifest);
         assert_eq!(back.version(), manifest.version());
         assert_eq!(manifest.version().to_string().parse().ok(), Some(manifest.version()));
+    }
+
+    #[test]
+    fn an_image_boots_by_what_it_has() {
+        let mut manifest = data();
+        assert_eq!(manifest.boots(), []);
+        let file = ImageFile { size: 9, blob: BlobHash::of(b"y"), chunks: Vec::new() };
+        manifest.kind = ImageKind::System;
+        for name in ["kernel", "initrd"] {
+            manifest.files.insert(name.to_owned(), file.clone());
+        }
+        let read = |m: &Manifest| Manifest::from_bytes(&m.to_bytes()).expect("valid");
+        assert_eq!(read(&manifest).boots(), [BootMethod::Iscsi]);
+        manifest.kind = ImageKind::Disk;
+        assert_eq!(read(&manifest).boots(), [BootMethod::Iscsi, BootMethod::San]);
+        manifest.kind = ImageKind::System;
+        assert!(manifest.check_boot(BootMethod::San).is_err());
+        let fault = manifest.check_boot(BootMethod::Ram).expect_err("no root").to_string();
+        assert!(fault.contains("image content") && fault.contains("ram = true"), "{fault}");
+        manifest.files.insert("root".to_owned(), file);
+        assert_eq!(read(&manifest).boots(), [BootMethod::Iscsi, BootMethod::Ram]);
+        assert_eq!(manifest.check_boot(BootMethod::Local), Ok(()));
     }
 
     #[test]

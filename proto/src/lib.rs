@@ -21,7 +21,7 @@ mod vlan;
 
 pub mod checked_toml;
 
-pub use boot_config::{AgentConfig, BootEnv, InvalidBootEnv, IscsiLogin};
+pub use boot_config::{AgentConfig, BootEnv, InvalidBootEnv, IscsiLogin, RamRoot, RootSource};
 pub use boots::draw_boots;
 pub use causes::with_causes;
 pub use circuit::{CircuitId, InvalidCircuitId};
@@ -32,7 +32,8 @@ pub use health::{
     read_health,
 };
 pub use image::{
-    BlobHash, CHUNK_SIZE, ImageFile, ImageKind, ImageRef, ImageVersion, InvalidImage, Manifest,
+    BlobHash, CHUNK_SIZE, CannotBoot, ImageFile, ImageKind, ImageRef, ImageVersion, InvalidImage,
+    Manifest,
 };
 pub use iqn::{InvalidIqn, Iqn};
 pub use mac::{InvalidMac, MacAddr};

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use croft_proto::{FarmName, Generation, ImageRef, ImageVersion, NodeName, edge};
+use croft_proto::{CannotBoot, FarmName, Generation, ImageRef, ImageVersion, NodeName, edge};
 use tokio::sync::{mpsc, oneshot};
 
 use super::plan::Plan;
@@ -26,6 +26,8 @@ const BATCH: usize = 1024;
 pub(crate) enum RegistrarError {
     #[error("image {name} is not in the image store; build it, or correct the blueprint")]
     NoImage { name: String },
+    #[error(transparent)]
+    CannotBoot(#[from] CannotBoot),
     #[error("the image store cannot be read")]
     Images(#[from] VolumeError),
     #[error(transparent)]
@@ -218,6 +220,9 @@ impl Writer {
             (Some(image), None) => Some(resolve(image)?),
             (None, None) => None,
         };
+        if let Some(version) = image {
+            self.parts.images.manifest(version)?.check_boot(blueprint.method.into())?;
+        }
         let data = blueprint.data.iter().map(|data| data.resolve(&mut resolve));
         let data = data.collect::<Result<_, _>>()?;
         let window = self.next_window(&want.node);

@@ -10,7 +10,7 @@ use croft_proto::{
 use uuid::Uuid;
 
 use super::plan::{Blueprint, Plan};
-use crate::desired::{BootMethod, Leg, SegmentKind};
+use crate::desired::{Leg, SegmentKind};
 
 /// A machine that is to serve in a role.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -225,12 +225,6 @@ fn assignment(
     versions: &Versions,
     ordinal: u32,
 ) -> edge::Assignment {
-    let method = match blueprint.method {
-        BootMethod::Iscsi => edge::BootMethod::Iscsi,
-        BootMethod::San => edge::BootMethod::San,
-        BootMethod::Ram => edge::BootMethod::Ram,
-        BootMethod::Local => edge::BootMethod::Local,
-    };
     edge::Assignment {
         node: want.node.to_string(),
         segment: want.segment.to_string(),
@@ -242,7 +236,7 @@ fn assignment(
         ordinal,
         role: want.role.to_string(),
         host_name: format!("{}-{ordinal}", want.role),
-        method: method.into(),
+        method: edge::BootMethod::from(blueprint.method).into(),
         image: versions.image.map(|image| image.to_string()).unwrap_or_default(),
         kernel_args: blueprint.kernel_args.clone(),
         root_volume: blueprint.root.map(|root| root_id(want, root.persistent)).unwrap_or_default(),

@@ -33,6 +33,7 @@ impl Bench {
         // Needs no image store to render a script from.
         for assignment in &mut state.assignments {
             assignment.method = edge::BootMethod::San.into();
+            assignment.image.clear();
         }
         change(&mut state);
         self.desk.parts.desired.apply(&state).expect("good");

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use croft_proto::{
-    AgentConfig, BootEnv, COLLECTOR_PORT, ImageVersion, InvalidBootEnv, Iqn, IscsiLogin, Manifest,
-    SegmentName, edge,
+    AgentConfig, BootEnv, COLLECTOR_PORT, CannotBoot, ImageVersion, InvalidBootEnv, Iqn,
+    IscsiLogin, Manifest, RamRoot, RootSource, SegmentName, edge,
 };
 
 use super::script::{InvalidScript, Login, Recipe, render};
@@ -27,6 +27,8 @@ pub(crate) enum Refusal {
     OtherImage,
     #[error("the image cannot be read")]
     Image(#[from] VolumeError),
+    #[error("the image does not fit the boot method")]
+    CannotBoot(#[from] CannotBoot),
     #[error("the boot script cannot be written")]
     Script(#[from] InvalidScript),
     #[error("the node's initrd cannot be written")]
@@ -40,6 +42,8 @@ pub(crate) enum Refusal {
 pub(crate) enum ImagePart {
     Kernel,
     Initrd,
+    /// The root file system that the initramfs keeps in memory.
+    Root,
 }
 
 impl ImagePart {
@@ -47,6 +51,7 @@ impl ImagePart {
         match self {
             Self::Kernel => "kernel",
             Self::Initrd => "initrd",
+            Self::Root => "root",
         }
     }
 }
@@ -78,10 +83,12 @@ impl Desk {
         let assignment = self.caller(&desired, segment, source)?;
         let boot = self.serving(assignment)?;
         let image_args = match assignment.image {
-            Some(version) if assignment.method != BootMethod::San => {
-                self.manifest(version)?.kernel_args.clone()
+            Some(version) => {
+                let manifest = self.manifest(version)?;
+                manifest.check_boot(assignment.method.into())?;
+                manifest.kernel_args.clone()
             }
-            _ => String::new(),
+            None => String::new(),
         };
         let script = render(&Recipe {
             server: desired.segments[segment].address.addr(),
@@ -107,7 +114,7 @@ impl Desk {
         Ok(script)
     }
 
-    /// The initrd of the node at `source`, with its boot token.
+    /// The initrd of the node at `source`, with its boot token. Blocks on the disk.
     ///
     /// # Errors
     /// Not a member's address, no open window, or its script was never fetched.
@@ -123,18 +130,29 @@ impl Desk {
         let leg = desired.segments[segment].address;
         let subnet = desired.segments[segment].subnet_of(assignment.address).unwrap_or(leg);
         let boot_nic = desired.nodes[&assignment.node].boot_nic();
-        let iscsi = login(assignment, &boot).map(|login| IscsiLogin {
-            initiator: login.initiator,
-            target: login.target,
-            portal: leg.addr(),
-            secret: login.secret,
-        });
+        let root = match (assignment.method, assignment.image) {
+            (BootMethod::Ram, Some(version)) => {
+                let manifest = self.manifest(version)?;
+                manifest.check_boot(assignment.method.into())?;
+                let blob = manifest.files.get("root").map(|file| file.blob);
+                let server = leg.addr();
+                blob.map(|blob| RootSource::Ram(RamRoot { server, version, blob }))
+            }
+            _ => login(assignment, &boot).map(|login| {
+                RootSource::Iscsi(IscsiLogin {
+                    initiator: login.initiator,
+                    target: login.target,
+                    portal: leg.addr(),
+                    secret: login.secret,
+                })
+            }),
+        };
         let env = BootEnv {
             host_name: assignment.host_name.clone(),
             boot_nic,
             address: assignment.address,
             prefix: subnet.prefix_len(),
-            iscsi,
+            root,
         };
         let agent = AgentConfig {
             node: assignment.node.clone(),

@@ -71,7 +71,7 @@ mod tests {
             boot_nic: "52:54:00:00:01:00".parse().expect("MAC"),
             address: [10, 20, 1, 11].into(),
             prefix: 24,
-            iscsi: None,
+            root: None,
         };
         let agent = AgentConfig {
             node: "n1".parse().expect("name"),

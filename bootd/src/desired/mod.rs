@@ -14,7 +14,7 @@ use std::net::Ipv4Addr;
 
 use croft_proto::{
     CircuitId, FarmName, Generation, ImageVersion, MacAddr, MemberName, NodeName, OrganizationName,
-    RoleName, SegmentName, VlanId, VolumeId, common,
+    RoleName, SegmentName, VlanId, VolumeId, common, edge,
 };
 use ipnet::Ipv4Net;
 use uuid::Uuid;
@@ -164,6 +164,17 @@ pub(crate) enum BootMethod {
     Ram,
     /// The next boot device.
     Local,
+}
+
+impl From<BootMethod> for edge::BootMethod {
+    fn from(method: BootMethod) -> Self {
+        match method {
+            BootMethod::Iscsi => Self::Iscsi,
+            BootMethod::San => Self::San,
+            BootMethod::Ram => Self::Ram,
+            BootMethod::Local => Self::Local,
+        }
+    }
 }
 
 /// What a node serves as.

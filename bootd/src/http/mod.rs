@@ -1,4 +1,4 @@
-//! HTTP for nodes: boot scripts, node initrds, kernels and initrds of images, and iPXE's programs
+//! HTTP for nodes: boot scripts, node initrds, files of images, and iPXE's programs
 //! for UEFI firmware that boots by HTTP.
 //!
 //! ```text
@@ -6,6 +6,7 @@
 //! /boot/node.img            its own initrd
 //! /image/VERSION/kernel     of the image that it boots
 //! /image/VERSION/initrd
+//! /image/VERSION/root       its root file system, for a node that keeps that in memory
 //! /ipxe/FILE                a boot program
 //! ```
 //!
@@ -122,6 +123,7 @@ pub(crate) fn router(site: Site) -> Router {
         .route("/boot/node.img", get(node_image))
         .route("/image/{version}/kernel", get(kernel))
         .route("/image/{version}/initrd", get(initrd))
+        .route("/image/{version}/root", get(root))
         .route("/ipxe/{file}", get(program))
         .with_state(site)
 }
@@ -141,7 +143,8 @@ async fn script(State(site): State<Site>, Extension(peer): Extension<Peer>) -> R
 }
 
 async fn node_image(State(site): State<Site>, Extension(peer): Extension<Peer>) -> Response {
-    match site.desk.node_image(&site.segment, peer.0) {
+    let (desk, segment) = (Arc::clone(&site.desk), site.segment.clone());
+    match blocking(move || desk.node_image(&segment, peer.0)).await {
         Ok(image) => {
             let seen = Seen::of(Service::Http, "its own initrd");
             secret("application/octet-stream", image.into(), Noted::new(&site, peer, seen))
@@ -166,6 +169,14 @@ async fn initrd(
     image_file(site, peer, &version, ImagePart::Initrd).await
 }
 
+async fn root(
+    State(site): State<Site>,
+    Extension(peer): Extension<Peer>,
+    Path(version): Path<String>,
+) -> Response {
+    image_file(site, peer, &version, ImagePart::Root).await
+}
+
 async fn image_file(site: Site, peer: Peer, version: &str, part: ImagePart) -> Response {
     let Ok(version) = version.parse::<ImageVersion>() else {
         return StatusCode::NOT_FOUND.into_response();
@@ -181,6 +192,7 @@ async fn image_file(site: Site, peer: Peer, version: &str, part: ImagePart) -> R
             let seen = match part {
                 ImagePart::Kernel => Seen::of(Service::Http, "kernel").reaching(Stage::Kernel),
                 ImagePart::Initrd => Seen::of(Service::Http, "the image's initrd"),
+                ImagePart::Root => Seen::of(Service::Http, "the image's root file system"),
             };
             sized("application/octet-stream", size, body, Noted::new(&site, peer, seen))
         }
@@ -236,7 +248,11 @@ fn refuse(site: &Site, peer: Peer, what: &str, refusal: &Refusal) -> Response {
             site.desk.note_at(segment, peer, Seen::of(Service::Http, text).failed());
             StatusCode::FORBIDDEN
         }
-        Refusal::Image(_) | Refusal::Script(_) | Refusal::Initrd(_) | Refusal::NotKept(_) => {
+        Refusal::Image(_)
+        | Refusal::CannotBoot(_)
+        | Refusal::Script(_)
+        | Refusal::Initrd(_)
+        | Refusal::NotKept(_) => {
             let error = refusal as &dyn std::error::Error;
             tracing::error!(%segment, %peer, error, "{what} could not be given");
             StatusCode::INTERNAL_SERVER_ERROR

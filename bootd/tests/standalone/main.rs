@@ -40,6 +40,11 @@ root = { kind = "ephemeral" }
 role = "skip"
 boot = "local"
 
+[[blueprint]]
+role = "memory"
+image = "web-server"
+boot = "ram"
+
 [[node]]
 name = "kitchen"
 macs = ["52:54:00:00:01:00"]
@@ -48,6 +53,10 @@ address = "10.20.1.20"
 [[rule]]
 role = "web"
 mac = "52:54:00"
+
+[[rule]]
+role = "memory"
+mac = "52:54:01"
 
 [[rule]]
 role = "skip"
@@ -113,6 +122,14 @@ fn machines_boot_from_a_file_alone() {
     assert_eq!(laptop_offer.file, "");
     let theirs = laptop_offer.address.octets();
     assert_eq!(laptop.dhcp(3, &[(50, &theirs), SERVER]).expect("an acknowledgement").kind, 5);
+
+    // One whose image cannot boot by its method boots nothing, and the log says what to do.
+    let memory = Client::new("node0", [0x52, 0x54, 1, 0, 0, 1]);
+    let offered = memory.dhcp(1, BIOS).expect("an offer").address.octets();
+    let answer = memory.dhcp(3, &with(BIOS, &[(50, &offered), SERVER]));
+    assert!(answer.is_none_or(|answer| answer.file.is_empty()));
+    let why = || site.log().contains("no root file system for memory: set `ram = true`");
+    until("the log names the remedy", || why().then_some(()));
 
     // Killed in the middle: leases and the disk's secrets are still good.
     site.end(Signal::SIGKILL);
@@ -424,7 +441,7 @@ fn a_file_is_checked_and_explained_without_serving_it() {
     let path = path.to_str().expect("text");
     let (code, text) = output(&["check", path]);
     assert_eq!(code, Some(0), "{text}");
-    assert!(text.contains("alone: 2 segments, 2 blueprints, 1 nodes, 2 rules"), "{text}");
+    assert!(text.contains("alone: 2 segments, 3 blueprints, 1 nodes, 3 rules"), "{text}");
     let ask = ["explain", "--config", path, "--mac", "52:54:00:00:09:09", "--segment"];
     let (code, text) = output(&[&ask[..], &["lan", "--arch", "uefi"]].concat());
     assert_eq!(code, Some(0), "{text}");
@@ -439,7 +456,7 @@ fn a_file_is_checked_and_explained_without_serving_it() {
     site.write(&FILE.replace("segment = \"guests\"\n", "").replace("\"iscsi\"", "\"usb\""));
     let (code, text) = output(&["check", path]);
     assert_eq!(code, Some(64));
-    for part in ["blueprint[0].boot", "rule[1].role: matches the same machines"] {
+    for part in ["blueprint[0].boot", "rule[2].role: matches the same machines"] {
         assert!(text.contains(part), "{part} is not in:\n{text}");
     }
     assert_eq!(output(&[]).0, Some(2), "nothing to do is a fault of the command line");

@@ -6,13 +6,15 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
-use croft_proto::{FarmName, ImageRef, ImageVersion, MemberName, TierName, edge};
+use croft_proto::{CannotBoot, FarmName, ImageRef, ImageVersion, MemberName, TierName, edge};
 use tracing::debug;
 
 use super::context::{Context, StepError};
 use super::sizes::Sizes;
 use super::{transition, volumes};
-use crate::model::{Boot, Farm, Grid, Member, NewEvent, Node, NodeState, Transition, keys};
+use crate::model::{
+    Boot, BootMethod, Farm, Grid, Member, NewEvent, Node, NodeState, Transition, keys,
+};
 use crate::plan::farm_diff::{self, Seen};
 use crate::plan::placement;
 use crate::store::{Outcome, Range};
@@ -175,7 +177,7 @@ fn make(
         role: blueprint.role.clone(),
         method: blueprint.method,
         image: blueprint.image.name.clone(),
-        version: resolve(&blueprint.image, images)?,
+        version: bootable(&blueprint.image, blueprint.method, images)?,
         kernel_args: blueprint.kernel_args.clone(),
         root: blueprint.root.clone(),
         data: blueprint
@@ -200,6 +202,30 @@ fn make(
     let name = name.clone();
     let created_ms = now_ms();
     Ok(Member { name, address, external, boot, node: None, retiring: false, created_ms })
+}
+
+/// The version that an image reference means now, which must boot by this method.
+fn bootable(
+    image: &ImageRef,
+    method: BootMethod,
+    images: &[edge::Image],
+) -> Result<ImageVersion, String> {
+    let version = resolve(image, images)?;
+    let method = edge::BootMethod::from(method);
+    let fits = |found: &edge::Image| {
+        // A boot server of an older version does not say.
+        let unsaid = found.boots.is_empty() && found.kind != "data";
+        method == edge::BootMethod::Local
+            || unsaid
+            || found.boots().any(|possible| possible == method)
+    };
+    let text = version.to_string();
+    match images.iter().find(|found| found.version == text) {
+        Some(found) if !fits(found) => {
+            Err(CannotBoot { image: image.name.clone(), method }.to_string())
+        }
+        _ => Ok(version),
+    }
 }
 
 /// The version that an image reference means now.
@@ -302,4 +328,35 @@ pub fn nodes_in<'a>(
         .filter_map(|node| Some((node.member.clone()?, &**node)))
         .filter(|(member, _)| member.farm == *farm && member.tier == *tier)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_that_cannot_boot_by_the_method_is_refused() {
+        let image = |name: &str, kind: &str, boots: &[edge::BootMethod]| edge::Image {
+            name: name.to_owned(),
+            version: ImageVersion::of(name.as_bytes()).to_string(),
+            kind: kind.to_owned(),
+            size_bytes: 4096,
+            current: true,
+            boots: boots.iter().map(|method| (*method).into()).collect(),
+        };
+        let images = [
+            image("web", "system", &[edge::BootMethod::Iscsi]),
+            image("old", "system", &[]),
+            image("content", "data", &[]),
+        ];
+        let ask = |name: &str, method| {
+            bootable(&name.parse().expect("valid"), method, &images).map(|_| ())
+        };
+        assert_eq!(ask("web", BootMethod::Iscsi), Ok(()));
+        assert_eq!(ask("web", BootMethod::Local), Ok(()));
+        assert_eq!(ask("old", BootMethod::Ram), Ok(()), "an older boot server does not say");
+        let fault = ask("web", BootMethod::Ram).expect_err("it has no root for memory");
+        assert!(fault.contains("image web") && fault.contains("ram = true"), "{fault}");
+        assert!(ask("content", BootMethod::Iscsi).is_err());
+    }
 }

@@ -10,10 +10,10 @@ use anyhow::{Context, ensure};
 use croft_bench::order;
 use croft_bench::report::{self, Better, Figure};
 use croft_proto::{Generation, ImageVersion, Manifest, USERLAND_MARK, common, edge};
-use croft_rack::{Node, Rack};
 use tokio::time::sleep;
 
 use crate::peers::{Payload, Peers, Setup};
+use crate::power::power;
 use crate::site::{Site, image_dir};
 use crate::wait::until;
 
@@ -102,20 +102,6 @@ pub async fn bench(options: Options) -> anyhow::Result<()> {
 /// Prints the two lines of a figure: seconds, ours and the peer's.
 fn report(name: &str, peer: &str, pairs: &[(f64, f64)]) {
     report::report(Figure { name, peer, unit: "s", better: Better::Lower }, pairs);
-}
-
-/// Asks a node's BMC for a reset.
-async fn power(rack: &Rack, node: &Node, reset: &str) -> anyhow::Result<()> {
-    let url =
-        format!("http://{}/redfish/v1/Systems/1/Actions/ComputerSystem.Reset", node.info().bmc);
-    reqwest::Client::new()
-        .post(url)
-        .basic_auth(&rack.info().bmc_user, Some(rack.bmc_password()?.expose()))
-        .json(&serde_json::json!({ "ResetType": reset }))
-        .send()
-        .await?
-        .error_for_status()?;
-    Ok(())
 }
 
 impl Bench {

@@ -6,7 +6,9 @@ mod bench_boot;
 mod client;
 mod demo;
 mod isolation;
+mod methods;
 mod peers;
+mod power;
 mod process;
 mod recovery;
 mod run;
@@ -31,6 +33,8 @@ enum Scenario {
     KillControl,
     /// Guests reserve, unmap and grow data volumes.
     San,
+    /// Boots a node by each boot method, from one file and without control.
+    Methods,
     /// Boot times beside dnsmasq, tgt and nginx.
     BenchBoot(bench_boot::Options),
     /// Asks a URL at a fixed rate, whatever the answers do, and reports once a second.
@@ -51,6 +55,7 @@ async fn main() -> anyhow::Result<()> {
         Scenario::KillBootd => recovery::kill_bootd().await,
         Scenario::KillControl => recovery::kill_control().await,
         Scenario::San => san::san().await,
+        Scenario::Methods => methods::methods().await,
         Scenario::BenchBoot(options) => bench_boot::bench(options).await,
         Scenario::Client(options) => client::client(options).await,
     }

@@ -31,7 +31,7 @@ pub struct Site {
 }
 
 /// A program built beside this one.
-fn program(name: &str) -> anyhow::Result<PathBuf> {
+pub fn program(name: &str) -> anyhow::Result<PathBuf> {
     let path = std::env::current_exe()?.with_file_name(name);
     if !path.exists() {
         bail!("{} is missing: run make build", path.display());

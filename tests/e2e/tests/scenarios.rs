@@ -58,6 +58,12 @@ mod scenario {
     }
 
     #[test]
+    fn nodes_boot_by_each_method() {
+        let text = run("methods", 5);
+        assert!(text.lines().last().is_some_and(|l| l.starts_with("METHODS ok")), "{text}");
+    }
+
+    #[test]
     fn guests_reserve_unmap_and_grow_data_volumes() {
         let text = run("san", 2);
         assert!(text.lines().last().is_some_and(|l| l.starts_with("SAN ok")), "{text}");

@@ -10,6 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use croft_proto::edge::BootMethod;
 use croft_proto::{ImageKind, ImageName, ImageVersion, Manifest};
 
 pub use collect::Collected;
@@ -31,6 +32,8 @@ pub struct ImageInfo {
     pub kind: ImageKind,
     /// Size of its disk in bytes.
     pub size_bytes: u64,
+    /// How a node can boot it.
+    pub boots: Vec<BootMethod>,
     /// Whether its name points to this version now.
     pub current: bool,
 }
@@ -78,6 +81,7 @@ impl ImageStore {
                 version,
                 kind: manifest.kind,
                 size_bytes: manifest.disk().size,
+                boots: manifest.boots(),
                 current: self.current(&manifest.name)? == Some(version),
             });
         }
@@ -126,7 +130,7 @@ impl ImageStore {
         Ok(manifest)
     }
 
-    /// Where a file of a version lies: `kernel`, `initrd` or `disk`.
+    /// Where a file of a version lies: `kernel`, `initrd`, `disk` or `root`.
     ///
     /// # Errors
     /// No such version, or it has no such file.

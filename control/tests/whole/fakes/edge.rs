@@ -44,6 +44,10 @@ pub fn images() -> Vec<edge::Image> {
         kind: kind.to_owned(),
         size_bytes: 1 << 20,
         current: true,
+        boots: match kind {
+            "system" => vec![edge::BootMethod::Iscsi.into()],
+            _ => Vec::new(),
+        },
     };
     vec![
         image("load-balancer", "system"),

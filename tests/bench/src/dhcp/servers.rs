@@ -113,6 +113,7 @@ fn desired(clients: usize) -> edge::DesiredState {
                 hardware_class: "small".to_owned(),
                 uuid: String::new(),
                 macs: vec![shown(client)],
+                circuit_id: Vec::new(),
             })
             .collect(),
         assignments: (0..clients).map(assignment).collect(),
