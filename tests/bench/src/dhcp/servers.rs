@@ -75,7 +75,7 @@ pub fn under_control(dir: &Path, clients: usize) -> anyhow::Result<Server> {
         };
         let state = Some(desired(clients));
         let mut client = EdgeClient::new(channel);
-        client.apply(edge::ApplyRequest { state, ..Default::default() }).await?;
+        client.apply(edge::ApplyRequest { state }).await?;
         Ok(server)
     })
 }
