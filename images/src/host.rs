@@ -17,6 +17,7 @@ use crate::tree::{Content, Entry, Tree, walk};
 
 /// Runs in the user namespace: `$1` is the copy, `$2` the kernel's release.
 const MAKE: &str = "set -e
+umask 022
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 for tree in dev proc; do mkdir -p \"$1/$tree\"; mount --rbind \"/$tree\" \"$1/$tree\"; done
 cd \"$1\"
@@ -74,7 +75,10 @@ fn lay_out(tree: &Tree, top: &Path) -> Result<(), Error> {
         let to = top.join(path);
         let failed = Error::write(&to);
         match entry {
-            Entry::Directory(_) => fs::create_dir(&to).map_err(failed)?,
+            Entry::Directory(mode) => {
+                fs::create_dir(&to).map_err(failed)?;
+                allow(&to, *mode | 0o700)?;
+            }
             Entry::Link(target) => symlink(target, &to).map_err(failed)?,
             Entry::File(mode, Content::Bytes(bytes)) => {
                 fs::write(&to, bytes).map_err(failed)?;

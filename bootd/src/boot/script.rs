@@ -52,7 +52,9 @@ pub(crate) fn render(recipe: &Recipe<'_>) -> Result<String, InvalidScript> {
     let mut script = String::from("#!ipxe\n");
     match recipe.method {
         BootMethod::Local => {
-            script.push_str("exit\n");
+            // Not 0: UEFI takes a program that ended well for a system that was booted, and shows
+            // its menu instead of going on (UEFI 2.10 section 3.1.1). A BIOS does not look at it.
+            script.push_str("exit 1\n");
             return Ok(script);
         }
         BootMethod::San => {

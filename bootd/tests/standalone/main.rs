@@ -155,7 +155,7 @@ fn machines_boot_from_a_file_alone() {
     until("the good file is taken", || site.log().contains("took the configuration").then_some(()));
     assert!(node.dhcp(1, IPXE).is_some());
     let (code, script) = client::get(server, "/boot/script");
-    assert_eq!((code, String::from_utf8_lossy(&script).as_ref()), (200, "#!ipxe\nexit\n"));
+    assert_eq!((code, String::from_utf8_lossy(&script).as_ref()), (200, "#!ipxe\nexit 1\n"));
 
     // Volumes belong to the site: under another name nothing is served, and nothing deleted.
     site.write(&format!("site = \"office\"\n{FILE}"));
@@ -324,7 +324,7 @@ fn it_says_what_to_boot_beside_another_dhcp_server() {
     let told: &[(u8, &[u8])] = &[(50, &[10, 20, 2, 50]), (54, &[10, 20, 2, 9])];
     assert!(node.dhcp(3, &with(IPXE, told)).is_none(), "that was for the other server");
     let (code, script) = client::get(server, "/boot/script");
-    assert_eq!((code, String::from_utf8_lossy(&script).as_ref()), (200, "#!ipxe\nexit\n"));
+    assert_eq!((code, String::from_utf8_lossy(&script).as_ref()), (200, "#!ipxe\nexit 1\n"));
     assert!(site.end(Signal::SIGTERM).success());
 }
 

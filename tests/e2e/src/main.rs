@@ -29,7 +29,8 @@ enum Scenario {
     Demo,
     /// Kills bootd while guests write to their disks; they pause, go on and lose nothing.
     KillBootd,
-    /// Kills control in the middle of a grow and of a shrink; both end as if it had not been.
+    /// Kills control in the middle of a grow and of a shrink, before a balancer whose root is in
+    /// memory; both end as if it had not been.
     KillControl,
     /// Guests reserve, unmap and grow data volumes.
     San,

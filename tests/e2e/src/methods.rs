@@ -9,6 +9,7 @@ use anyhow::{Context, bail, ensure};
 use croft_rack::{Node, Rack};
 use serde_json::Value;
 use tokio::process::Child;
+use tokio::task::{JoinSet, LocalSet};
 
 use crate::power::power;
 use crate::site::{image_dir, program};
@@ -53,6 +54,10 @@ image = "debian"
 boot = "iscsi"
 root = { kind = "ephemeral" }
 
+[[blueprint]]
+role = "own-disk"
+boot = "local"
+
 [[rule]]
 role = "memory"
 segment = "idle"
@@ -68,47 +73,89 @@ mac = "52:54:00:00:04:00"
 [[rule]]
 role = "our-kernel"
 mac = "52:54:00:00:05:00"
+
+[[rule]]
+role = "own-disk"
+mac = "52:54:00:00:06:00"
+
+[[rule]]
+role = "own-disk"
+mac = "52:54:00:00:07:00"
 "#;
 
 /// What a Debian system says on its console when it is up.
 const LOGIN: &str = " login:";
+/// What its initramfs says when it has found its root.
+const ROOT: &str = "debian: clean";
+
+/// How a node is to boot.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Memory,
+    OwnLoader,
+    OurKernel,
+    OwnDisk,
+}
+
+/// The nodes, what each shall do, and what is then said of it.
+const NODES: [(&str, Way, &str); 7] = [
+    ("n1", Way::Memory, "BIOS: a root in memory, and no disk behind it"),
+    ("n2", Way::Memory, "UEFI: a root in memory, and no disk behind it"),
+    ("n3", Way::OwnLoader, "BIOS: a Debian disk over iSCSI by its own boot loader"),
+    ("n4", Way::OwnLoader, "UEFI: a Debian disk over iSCSI by its own boot loader"),
+    ("n5", Way::OurKernel, "BIOS: a Debian disk over iSCSI by our kernel"),
+    ("n6", Way::OwnDisk, "UEFI: on to the disk in the node"),
+    ("n7", Way::OwnDisk, "BIOS: on to the disk in the node"),
+];
 
 pub async fn methods() -> anyhow::Result<()> {
     let time = Timeline::new();
     let site = Alone::start().await?;
-    for node in site.rack.nodes() {
-        power(&site.rack, &node, "On").await?;
-    }
-    let node = |name: &str| site.rack.node(name);
-    let (n1, n2, n3, n4, n5) = (node("n1")?, node("n2")?, node("n3")?, node("n4")?, node("n5")?);
-    let said = |what: &'static str| {
-        move |()| {
-            time.step(what);
-        }
-    };
-    tokio::try_join!(
-        async {
-            memory(&site, &n1).await.map(said("BIOS: a root in memory, and no disk behind it"))
-        },
-        async {
-            memory(&site, &n2).await.map(said("UEFI: a root in memory, and no disk behind it"))
-        },
-        async {
-            debian(&site, &n3, false).await.map(said("BIOS: a Debian disk by its own loader"))
-        },
-        async {
-            debian(&site, &n4, false).await.map(said("UEFI: a Debian disk by its own loader"))
-        },
-        async { debian(&site, &n5, true).await.map(said("BIOS: a Debian disk by our kernel")) },
-    )?;
+    // All on this thread: what is waited for borrows as it likes.
+    LocalSet::new().run_until(boot(&site, time)).await?;
     println!("METHODS ok");
+    Ok(())
+}
+
+/// Powers every node on and sees each do its part.
+async fn boot(site: &Alone, time: Timeline) -> anyhow::Result<()> {
+    let mut boots = JoinSet::new();
+    for (name, way, what) in NODES {
+        let node = site.rack.node(name)?;
+        power(&site.rack, &node, "On").await?;
+        let rack = site.rack.clone();
+        boots.spawn_local(async move {
+            match way {
+                Way::Memory => memory(&node).await?,
+                Way::OwnLoader => {
+                    let boot = comes_to(&node, LOGIN, &["iSCSI"], &["HTTP  kernel"]).await?;
+                    at_once(&boot)?;
+                }
+                Way::OurKernel => {
+                    let boot = comes_to(&node, LOGIN, &["iSCSI", "HTTP  kernel"], &[]).await?;
+                    at_once(&boot)?;
+                }
+                // UEFI tries its other ways to boot from the network first, which end the same.
+                Way::OwnDisk => {
+                    comes_to(&node, ROOT, &["boot script"], &["iSCSI", "HTTP  kernel"]).await?;
+                }
+            }
+            // The others need the processors.
+            power(&rack, &node, "ForceOff").await?;
+            time.step(what);
+            anyhow::Ok(())
+        });
+    }
+    while let Some(boot) = boots.join_next().await {
+        boot??;
+    }
     Ok(())
 }
 
 /// A node whose root is in memory: its agent attached and is healthy, it has no session, and what
 /// it writes lies above a root that cannot be written.
-async fn memory(site: &Alone, node: &Node) -> anyhow::Result<()> {
-    let boot = site.reaches(node, "healthy").await?;
+async fn memory(node: &Node) -> anyhow::Result<()> {
+    let boot = reaches(node, "healthy").await?;
     ensure!(
         boot.contains("the image's root file system") && !boot.contains("iSCSI"),
         "no boot from memory:\n{boot}"
@@ -128,18 +175,29 @@ async fn memory(site: &Alone, node: &Node) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A node that comes up on a whole Debian's disk, by that disk's own boot loader or by our kernel.
-async fn debian(site: &Alone, node: &Node, ours: bool) -> anyhow::Result<()> {
-    let what = format!("{} asks for a login", node.name());
+/// A node whose console comes to a mark; bootd has seen some things of its boots, and not others.
+async fn comes_to(
+    node: &Node,
+    mark: &str,
+    seen: &[&str],
+    unseen: &[&str],
+) -> anyhow::Result<String> {
+    let what = format!("{} says {mark:?}", node.name());
     let up =
-        until(BOOT, &what, async || Ok(node.console_since(0)?.contains(LOGIN).then_some(()))).await;
-    let boot = site.drawing(node).await;
+        until(BOOT, &what, async || Ok(node.console_since(0)?.contains(mark).then_some(()))).await;
+    let boot = drawing(node).await;
     if let Err(error) = up {
         bail!("{error}\n{boot}\n{}", node.console_tail(3000)?);
     }
-    // The firmware's login and then the system's own: a diskless node has no other way to a root.
-    ensure!(boot.contains("HTTP  kernel") == ours && boot.contains("iSCSI"), "{boot}");
-    ensure!(boot.matches(": boot of ").count() == 1, "it did not come up at once:\n{boot}");
+    let right = seen.iter().all(|text| boot.contains(text))
+        && !unseen.iter().any(|text| boot.contains(text));
+    ensure!(right, "{}:\n{boot}", node.name());
+    Ok(boot)
+}
+
+/// What came up did so at its first try.
+fn at_once(drawing: &str) -> anyhow::Result<()> {
+    ensure!(drawing.matches(": boot of ").count() == 1, "more than one boot:\n{drawing}");
     Ok(())
 }
 
@@ -170,30 +228,30 @@ impl Alone {
         .await?;
         Ok(site)
     }
+}
 
-    /// Waits until the newest boot of a node has come to a stage, and returns its drawing.
-    async fn reaches(&self, node: &Node, stage: &str) -> anyhow::Result<String> {
-        let url = url_of(node);
-        let what = format!("{} reaches {stage}", node.name());
-        let reached = until(BOOT, &what, async || {
-            // Nothing is known of it at first.
-            let Ok(text) = ask(&format!("{url}?format=json")).await else { return Ok(None) };
-            let boots: Value = serde_json::from_str(&text)?;
-            let newest = boots.as_array().and_then(|boots| boots.last());
-            Ok(newest.is_some_and(|boot| boot["stage"] == stage).then_some(()))
-        })
-        .await;
-        let drawing = self.drawing(node).await;
-        if let Err(error) = reached {
-            bail!("{error}\n{drawing}\n{}", node.console_tail(2000)?);
-        }
-        Ok(drawing)
+/// Waits until the newest boot of a node has come to a stage, and returns its drawing.
+async fn reaches(node: &Node, stage: &str) -> anyhow::Result<String> {
+    let url = url_of(node);
+    let what = format!("{} reaches {stage}", node.name());
+    let reached = until(BOOT, &what, async || {
+        // Nothing is known of it at first.
+        let Ok(text) = ask(&format!("{url}?format=json")).await else { return Ok(None) };
+        let boots: Value = serde_json::from_str(&text)?;
+        let newest = boots.as_array().and_then(|boots| boots.last());
+        Ok(newest.is_some_and(|boot| boot["stage"] == stage).then_some(()))
+    })
+    .await;
+    let drawing = drawing(node).await;
+    if let Err(error) = reached {
+        bail!("{error}\n{drawing}\n{}", node.console_tail(2000)?);
     }
+    Ok(drawing)
+}
 
-    /// What bootd saw of a node's last boots; nothing if it does not answer.
-    async fn drawing(&self, node: &Node) -> String {
-        ask(&url_of(node)).await.unwrap_or_default()
-    }
+/// What bootd saw of a node's last boots; nothing if it does not answer.
+async fn drawing(node: &Node) -> String {
+    ask(&url_of(node)).await.unwrap_or_default()
 }
 
 /// Where bootd shows the last boots of a node that its file does not name.

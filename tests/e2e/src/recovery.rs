@@ -118,13 +118,24 @@ pub async fn kill_bootd() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The example's balancer with its root in memory: it has nothing to keep.
+const RAM_BALANCER: (&str, &str) = (
+    "to stay on one version\nboot = \"iscsi\"\nroot = { kind = \"ephemeral\", size_mib = 512 }",
+    "to stay on one version\nboot = \"ram\"",
+);
+
 pub async fn kill_control() -> anyhow::Result<()> {
     let time = Timeline::new();
     let mut site = Site::start().await?;
     let mut narrator = Narrator::new(time);
-    site.apply_example("blueprint", "blueprints", &[TEST_WEB]).await?;
+    site.apply_example("blueprint", "blueprints", &[TEST_WEB, RAM_BALANCER]).await?;
     demo::boot(&mut site, &mut narrator, time).await?;
     let url = exposed_url(&site).await?;
+    for node in in_service(&site.api.tier("shop", "lb").await?).values() {
+        let boot = site.boots(node).await?;
+        let in_memory = boot.contains("root file system") && !boot.contains("iSCSI");
+        ensure!(in_memory, "the balancer has a disk:\n{boot}");
+    }
     let before = in_service(&site.api.tier("shop", "web").await?);
     site.kill_control_at("Booting");
     let (_, load) = demo::grow(&mut site, &mut narrator, time, &url, &before).await?;

@@ -4,8 +4,15 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
+use croft_proto::Manifest;
+
 /// Runs a scenario and returns what it printed; its own failure is the test's.
 fn run(name: &str, nodes: usize) -> String {
+    run_with(name, nodes, &[])
+}
+
+/// The same with more options for the rack.
+fn run_with(name: &str, nodes: usize, options: &[String]) -> String {
     // The guests of one rack keep all processors busy.
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -17,7 +24,9 @@ fn run(name: &str, nodes: usize) -> String {
         .arg("enter")
         .arg("--dir")
         .arg(&dir)
-        .args(["--nodes", &nodes.to_string(), "--"])
+        .args(["--nodes", &nodes.to_string()])
+        .args(options)
+        .arg("--")
         .arg(bin.join("croft-e2e"))
         .arg(name)
         .stderr(Stdio::inherit())
@@ -34,9 +43,21 @@ fn run(name: &str, nodes: usize) -> String {
     text
 }
 
+/// The disk of an image, as a disk for a node.
+fn disk(image: &str) -> PathBuf {
+    let store = std::env::var_os("CROFT_IMAGE_DIR")
+        .map(PathBuf::from)
+        .expect("CROFT_IMAGE_DIR names the image store: run these tests by `make test`");
+    let version = std::fs::read_to_string(store.join("names").join(image)).expect("the image");
+    let manifest = store.join("manifests").join(format!("{}.json", version.trim()));
+    let manifest = Manifest::from_bytes(&std::fs::read(manifest).expect("its manifest"));
+    let blob = manifest.expect("a good manifest").disk().blob.to_string();
+    store.join("blobs").join(blob).canonicalize().expect("its disk")
+}
+
 /// The Makefile runs what has this path beside all other tests: most of those wait.
 mod scenario {
-    use super::run;
+    use super::{disk, run, run_with};
 
     #[test]
     fn demo() {
@@ -59,7 +80,9 @@ mod scenario {
 
     #[test]
     fn nodes_boot_by_each_method() {
-        let text = run("methods", 5);
+        let disk = disk("debian");
+        let disks = ["n6", "n7"].map(|node| format!("--disk={node}={}", disk.display()));
+        let text = run_with("methods", 7, &disks);
         assert!(text.lines().last().is_some_and(|l| l.starts_with("METHODS ok")), "{text}");
     }
 

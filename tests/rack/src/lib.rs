@@ -40,8 +40,8 @@ pub use init::init;
 pub use join::exec;
 pub use manage::manage;
 pub use plan::{
-    CONTROL_ADDRESS, ControlLan, FABRIC_ADDRESS, Firmware, FirmwareChoice, NodeInfo, Options,
-    RackInfo, Segment,
+    CONTROL_ADDRESS, ControlLan, DiskChoice, FABRIC_ADDRESS, Firmware, FirmwareChoice, NodeInfo,
+    Options, RackInfo, Segment,
 };
 pub use poll::wait_until;
 pub use shell::ShellOutput;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
-use croft_rack::{FirmwareChoice, Options};
+use croft_rack::{DiskChoice, FirmwareChoice, Options};
 
 /// A virtual rack: switch, nodes, BMCs, in one unprivileged namespace.
 #[derive(Debug, Parser)]
@@ -55,6 +55,10 @@ struct RackArgs {
     /// odd nodes have a BIOS and even ones UEFI.
     #[arg(long)]
     firmware: Vec<FirmwareChoice>,
+    /// A disk of one node (`n3=FILE`), which it boots after the network; may be repeated. What the
+    /// node writes to it is lost when it is powered off.
+    #[arg(long)]
+    disk: Vec<DiskChoice>,
     /// Memory of a node in MiB.
     #[arg(long, default_value_t = 384)]
     memory: u32,
@@ -77,6 +81,7 @@ impl RackArgs {
             nodes: self.nodes,
             farm_vlans: self.farm_vlans,
             firmware: self.firmware.clone(),
+            disks: self.disk.clone(),
             memory_mib: self.memory,
             cpus: self.cpus,
             probe_kernel: self.probe_kernel.clone(),

@@ -90,6 +90,25 @@ impl FromStr for FirmwareChoice {
     }
 }
 
+/// Which node has a disk of its own, written `n3=FILE`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskChoice {
+    node: NodeName,
+    file: PathBuf,
+}
+
+impl FromStr for DiskChoice {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let (node, file) = s.split_once('=').ok_or("write NODE=FILE, for example n3=/tmp/disk")?;
+        if !file.starts_with('/') || file.contains(',') {
+            return Err("the disk must be an absolute path without a comma".to_owned());
+        }
+        Ok(Self { node: node.parse().map_err(|e| format!("{e}"))?, file: file.into() })
+    }
+}
+
 /// What `croft-rack enter` is asked for.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -101,6 +120,8 @@ pub struct Options {
     pub farm_vlans: u16,
     /// Exceptions from "odd nodes BIOS, even nodes UEFI"; the last that fits counts.
     pub firmware: Vec<FirmwareChoice>,
+    /// Disks of nodes that are not diskless.
+    pub disks: Vec<DiskChoice>,
     /// Memory of a node in MiB.
     pub memory_mib: u32,
     /// Virtual CPUs of a node.
@@ -144,6 +165,10 @@ pub struct NodeInfo {
     pub ports: [String; 2],
     /// SMBIOS UUID.
     pub uuid: Uuid,
+    /// Its local disk, which it boots after the network and writes to in vain; diskless nodes have
+    /// none.
+    #[serde(default)]
+    pub disk: Option<PathBuf>,
     /// Its BMC.
     pub bmc: SocketAddr,
     /// Its directory: `console.log`, `qemu.pid`, `shell.sock`, `qemu.log`.
@@ -222,6 +247,11 @@ impl RackInfo {
                 return refuse(format!("--firmware {name}=…: there is no such node"));
             }
         }
+        for choice in &options.disks {
+            if !nodes.iter().any(|node| node.name == choice.node) {
+                return refuse(format!("--disk {}=…: there is no such node", choice.node));
+            }
+        }
         let segments = std::iter::once(IDLE_VLAN)
             .chain(FIRST_FARM_VLAN..FIRST_FARM_VLAN + options.farm_vlans)
             .map(|id| Segment { vlan: vlan(id), device: format!("seg{id}") })
@@ -254,6 +284,7 @@ impl RackInfo {
         let chosen = |choice: &&FirmwareChoice| choice.node.as_ref().is_none_or(|n| *n == name);
         let firmware =
             options.firmware.iter().rev().find(chosen).map_or(default, |choice| choice.firmware);
+        let disk = options.disks.iter().rev().find(|choice| choice.node == name);
         let mac = |nic| {
             MacAddr::new([0x52, 0x54, 0, 0, index, nic]).expect("52:54:00 is a unicast prefix")
         };
@@ -264,6 +295,7 @@ impl RackInfo {
             ports: [format!("{name}p0"), format!("{name}p1")],
             // "croft" in version 4 shape; stable, so that two runs can be compared.
             uuid: Uuid::from_u128(0x6372_6f66_7400_4000_8000_0000_0000_0000 | u128::from(index)),
+            disk: disk.map(|choice| choice.file.clone()),
             bmc: (CONTROL_ADDRESS, BMC_BASE_PORT + u16::from(index)).into(),
             dir: dir.join("nodes").join(name.as_str()),
             name,
@@ -295,6 +327,7 @@ pub(crate) mod tests {
             nodes: 6,
             farm_vlans: 4,
             firmware: Vec::new(),
+            disks: Vec::new(),
             memory_mib: 384,
             cpus: 1,
             probe_kernel: None,
@@ -344,6 +377,7 @@ pub(crate) mod tests {
             Options { nodes: MAX_NODES + 1, ..options() },
             Options { farm_vlans: 0, ..options() },
             Options { firmware: vec!["n7=uefi".parse().expect("valid")], ..options() },
+            Options { disks: vec!["n7=/tmp/disk".parse().expect("valid")], ..options() },
             dir("/run/rack"),
             dir("/tmp/a,b"),
             dir(&format!("/tmp/{}", "x".repeat(80))),

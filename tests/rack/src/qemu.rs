@@ -49,7 +49,8 @@ pub(crate) fn arguments(rack: &RackInfo, node: &NodeInfo) -> Vec<String> {
             // Without graphics SeaBIOS, and with it iPXE's ROM, speaks on the serial console.
             add("machine", "pc,graphics=off".to_owned());
             // A boot that finds no server is tried again, as real firmware does.
-            add("boot", "n,menu=off,strict=on,reboot-timeout=1000".to_owned());
+            let order = if node.disk.is_some() { "nc" } else { "n" };
+            add("boot", format!("{order},menu=off,strict=on,reboot-timeout=1000"));
         }
         Firmware::Uefi => {
             add("machine", "q35,smm=off,graphics=off".to_owned());
@@ -71,6 +72,11 @@ pub(crate) fn arguments(rack: &RackInfo, node: &NodeInfo) -> Vec<String> {
         }
         add("device", device);
     }
+    if let Some(disk) = &node.disk {
+        let disk = disk.display();
+        add("drive", format!("if=none,id=disk,format=raw,snapshot=on,file={disk}"));
+        add("device", "virtio-blk-pci,drive=disk,bootindex=2".to_owned());
+    }
     args.extend(["-nodefaults", "-no-user-config"].map(str::to_owned));
     args
 }
@@ -78,6 +84,20 @@ pub(crate) fn arguments(rack: &RackInfo, node: &NodeInfo) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_local_disk_comes_after_the_network() {
+        let options = crate::plan::Options {
+            disks: vec!["n2=/tmp/disk".parse().expect("valid")],
+            ..crate::plan::tests::options()
+        };
+        let rack = RackInfo::plan(&options, &options.dir).expect("valid");
+        let lines: Vec<String> =
+            rack.nodes.iter().map(|node| arguments(&rack, node).join(" ")).collect();
+        assert!(lines[1].contains("snapshot=on,file=/tmp/disk"), "{}", lines[1]);
+        assert!(lines[1].contains("virtio-blk-pci,drive=disk,bootindex=2"), "{}", lines[1]);
+        assert_eq!(lines.iter().filter(|line| line.contains("virtio-blk-pci")).count(), 1);
+    }
 
     #[test]
     fn one_nic_boots_and_there_is_no_disk() {
