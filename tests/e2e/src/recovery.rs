@@ -132,7 +132,7 @@ pub async fn kill_control() -> anyhow::Result<()> {
     demo::boot(&mut site, &mut narrator, time).await?;
     let url = exposed_url(&site).await?;
     for node in in_service(&site.api.tier("shop", "lb").await?).values() {
-        let boot = site.boots(node).await?;
+        let boot = site.croft(&["node", "boot", node]).await?;
         let in_memory = boot.contains("root file system") && !boot.contains("iSCSI");
         ensure!(in_memory, "the balancer has a disk:\n{boot}");
     }
