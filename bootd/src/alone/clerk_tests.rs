@@ -243,7 +243,7 @@ async fn a_machine_goes_from_rom_to_script_and_boots_again() {
     assert_eq!((offer.yiaddr, offer.file.as_str()), (address, "http://192.168.1.2/boot/script"));
     assert_eq!(option(&offer, 175), Some(&[176, 1, 1][..]));
     assert_eq!(bench.lan(3, &with(IPXE, wanted)).await.map(|r| r.kind), Some(ReplyKind::Ack));
-    assert_eq!(bench.script("lan", address).await.expect("a script"), "#!ipxe\nexit\n");
+    assert_eq!(bench.script("lan", address).await.expect("a script"), "#!ipxe\nexit 1\n");
     let stranger = bench.script("lan", [192, 168, 1, 77].into()).await;
     assert!(matches!(stranger, Err(Refusal::Stranger)));
     // Its next DISCOVER opens the window of the next boot: nobody has to tell bootd.
@@ -349,7 +349,7 @@ async fn beside_another_server_only_the_boot_file_is_told() {
     assert_eq!(bench.ask("guests", told).await, None, "that was for the other server");
     assert_eq!(bench.assigned(), [("m-525400000100".to_owned(), [192, 168, 2, 51].into())]);
     let script = bench.script("guests", [192, 168, 2, 51].into()).await;
-    assert_eq!(script.expect("a script"), "#!ipxe\nexit\n");
+    assert_eq!(script.expect("a script"), "#!ipxe\nexit 1\n");
     assert_eq!(bench.kinds(), ["boot-again"; 0]);
 }
 

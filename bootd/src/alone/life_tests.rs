@@ -323,7 +323,7 @@ async fn a_machine_beside_another_server_boots_again_with_the_same_address() {
     }
     bench.learn("52:54:00:00:66:01", 51).await;
     let script = bench.script("guests", [192, 168, 2, 51].into()).await;
-    assert_eq!(script.expect("a script"), "#!ipxe\nexit\n");
+    assert_eq!(script.expect("a script"), "#!ipxe\nexit 1\n");
 }
 
 #[tokio::test]

@@ -384,7 +384,8 @@ impl Desk {
                     kind: "wrong-port",
                     node: Some(node.name.clone()),
                     segment: Some(segment.clone()),
-                    farm: desired.farm_of(segment).cloned(),
+                    // The node's own, if it has one: whoever else is in the segment may not know of it.
+                    farm: desired.assignments.get(&node.name).map(|a| a.member.farm.clone()),
                     text: format!("{why}: {}, {}", request.mac, port_of(request)),
                 };
                 self.parts.events.limited(node.name.as_str(), notice);

@@ -36,6 +36,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Packets that may wait for the writer.
 const WAITING: usize = 4096;
 
+/// Packets that are written before the clock is looked at.
+const TURN: usize = 256;
+
 /// What to capture.
 #[derive(Debug, clap::Args)]
 pub struct CaptureArgs {
@@ -182,21 +185,18 @@ async fn capture(
     let end = tokio::time::sleep(Duration::from_secs(args.seconds));
     tokio::pin!(end);
     let mut looks = tokio::time::interval(LOOK);
-    let mut count = 0;
+    let (mut count, mut taken) = (0, Vec::new());
     while count < args.packets {
+        let most = usize::try_from(args.packets - count).unwrap_or(TURN).min(TURN);
         out.flush().map_err(CaptureError::Write)?;
         tokio::select! {
             () = stop.cancelled() => break,
             () = &mut end => break,
             _ = looks.tick() => taps.follow(out, &sender)?,
-            Some(packet) = packets.recv() => {
-                let mut next = Some(packet);
-                while let Some(Packet { interface, at, way, kept, length }) = next.take() {
+            _ = packets.recv_many(&mut taken, most) => {
+                for Packet { interface, at, way, kept, length } in taken.drain(..) {
                     put(out, &pcapng::packet(interface, at, way, &kept, length))?;
                     count += 1;
-                    if count < args.packets {
-                        next = packets.try_recv().ok();
-                    }
                 }
             }
         }
@@ -248,8 +248,9 @@ impl Taps {
         while self.tasks.try_join_next().is_some() {}
         let wanted = self.book.devices()?;
         self.open.retain(|device, (index, task)| {
-            let stays = wanted.contains(device) && socket::index(device) == Some(*index);
-            if !stays {
+            let there = wanted.contains(device) && socket::index(device) == Some(*index);
+            let stays = there && !task.is_finished();
+            if !there {
                 task.abort();
                 tracing::info!(%device, "gone");
             }

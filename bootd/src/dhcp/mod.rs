@@ -14,12 +14,15 @@ pub(crate) mod rom;
 use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use croft_proto::SegmentName;
+use futures::FutureExt;
 use tokio::net::UdpSocket;
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::alone::Clerk;
@@ -88,13 +91,15 @@ pub(crate) async fn serve(
         let leg = Arc::clone(&server.leg);
         tokio::select! {
             () = cancel.cancelled() => break,
-            Some(ended) = server.tasks.join_next() => server.ended(ended),
+            Some(ended) = server.tasks.join_next() => server.ended(ended.unwrap_or_default()),
             () = tokio::task::yield_now(), if !server.waiting.is_empty() => {}
             ready = leg.socket.readable() => ready?,
         }
         while let Some(ended) = server.tasks.try_join_next() {
-            server.ended(ended);
+            server.ended(ended.unwrap_or_default());
         }
+        // A flood that gets no answers leaves nothing to wait for, and other tasks must go on.
+        tokio::task::consume_budget().await;
         for _ in 0..RECEIVED {
             match leg.socket.try_recv_from(&mut buffer) {
                 Ok((length, from)) => server.received(&buffer[..length], from).await,
@@ -124,7 +129,8 @@ struct Leg {
 struct Server {
     leg: Arc<Leg>,
     port: Port,
-    tasks: JoinSet<()>,
+    /// Whether each ended well.
+    tasks: JoinSet<bool>,
     /// Since when lines are counted, and how many there were.
     lines: (Instant, u32),
     /// DISCOVERs.
@@ -132,10 +138,10 @@ struct Server {
 }
 
 impl Server {
-    fn ended(&self, task: Result<(), JoinError>) {
-        if let Err(error) = task {
+    fn ended(&self, well: bool) {
+        if !well {
             let segment = &self.leg.segment;
-            tracing::error!(%segment, %error, "answering a DHCP request was cut off");
+            tracing::error!(%segment, "answering a DHCP request was cut off: a fault in bootd");
         }
     }
 
@@ -160,19 +166,26 @@ impl Server {
     }
 
     async fn answer(&mut self, request: Request, from: SocketAddr) {
-        if self.tasks.len() >= MAX_TASKS {
-            let segment = &self.leg.segment;
-            tracing::debug!(%segment, mac = %request.mac, "too many requests at once");
-            return;
-        }
         if self.lines.0.elapsed() >= Duration::from_secs(1) {
             self.lines = (Instant::now(), 0);
         }
         self.lines.1 += 1;
         let loud = self.lines.1 <= MAX_LINES;
-        let mut answer = Box::pin(answer(Arc::clone(&self.leg), request, from, loud));
-        if futures::poll!(&mut answer).is_pending() {
-            self.tasks.spawn(answer);
+        let (mac, most) = match request.kind {
+            Kind::Discover => (request.mac, MAX_TASKS / 2),
+            _ => (request.mac, MAX_TASKS),
+        };
+        let segment = self.leg.segment.clone();
+        let answer = AssertUnwindSafe(answer(Arc::clone(&self.leg), request, from, loud));
+        let mut answer = Box::pin(answer.catch_unwind());
+        match futures::poll!(&mut answer) {
+            Poll::Ready(ended) => self.ended(ended.is_ok()),
+            Poll::Pending if self.tasks.len() >= most => {
+                tracing::debug!(%segment, %mac, "too many requests at once");
+            }
+            Poll::Pending => {
+                self.tasks.spawn(async { answer.await.is_ok() });
+            }
         }
     }
 }

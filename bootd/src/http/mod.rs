@@ -255,6 +255,10 @@ fn refuse(site: &Site, peer: Peer, what: &str, refusal: &Refusal) -> Response {
         | Refusal::NotKept(_) => {
             let error = refusal as &dyn std::error::Error;
             tracing::error!(%segment, %peer, error, "{what} could not be given");
+            if let Refusal::CannotBoot(why) = refusal {
+                let text = format!("{what} could not be given: {why}");
+                site.desk.note_at(segment, peer, Seen::of(Service::Http, text).failed());
+            }
             StatusCode::INTERNAL_SERVER_ERROR
         }
     };

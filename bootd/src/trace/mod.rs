@@ -283,13 +283,23 @@ impl Traces {
 
     fn note_at(&self, node: &NodeName, seen: Seen, now: Instant, wall: SystemTime) {
         let mut book = self.book();
-        let begins = seen.begins.zip(seen.stage).filter(|(_, stage)| {
+        let begins = seen.begins.zip(seen.stage).filter(|(window, stage)| {
             let last = book.nodes.get(node).and_then(VecDeque::back);
             last.is_none_or(|boot| {
                 let further = boot.stage > Stage::Ipxe || boot.stage > *stage;
-                further || now.duration_since(boot.last) > SILENCE
+                // What it did for another member is none of this one's business.
+                (boot.window != *window && boot.window != 0)
+                    || further
+                    || now.duration_since(boot.last) > SILENCE
             })
         });
+        // One that began before the node served anybody belongs to whom it serves now.
+        if let (None, Some(window)) = (begins, seen.begins)
+            && let Some(boot) = book.nodes.get_mut(node).and_then(VecDeque::back_mut)
+            && boot.window == 0
+        {
+            boot.window = window;
+        }
         if let Some((window, stage)) = begins {
             book.make_room(node);
             let boots = book.nodes.entry(node.clone()).or_default();

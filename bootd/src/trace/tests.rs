@@ -85,6 +85,21 @@ fn a_boot_begins_when_the_last_one_had_got_further() {
 }
 
 #[test]
+fn another_boot_window_is_another_boot() {
+    let clock = Clock::new();
+    let asked = |ms, stage, window| {
+        let seen = Seen::of(Service::Dhcp, "asked").reaching(stage).beginning(window);
+        clock.at(ms, seen);
+        clock.boots().iter().map(|boot| boot.window).collect::<Vec<_>>()
+    };
+    // It is given to its first member between ROM and iPXE, and to the next before it came further.
+    assert_eq!(asked(0, Stage::Firmware, 0), [0]);
+    assert_eq!(asked(1000, Stage::Ipxe, 4), [4]);
+    assert_eq!(asked(2000, Stage::Ipxe, 4), [4]);
+    assert_eq!(asked(3000, Stage::Firmware, 5), [4, 5]);
+}
+
+#[test]
 fn a_long_silence_ends_a_boot_and_a_transfer_that_goes_on_is_none() {
     let clock = Clock::new();
     clock.at(0, discover(Stage::Firmware));
