@@ -67,8 +67,12 @@ pub async fn demo() -> anyhow::Result<()> {
     }
     time.step("both farms deleted");
     site.all_idle(120 * SECOND).await?;
+    // A farm is gone when bootd has said that nothing of it is left, a moment after its nodes.
+    until(30 * SECOND, "the deleted farms are gone", async || {
+        Ok(site.api.farms().await?.is_empty().then_some(()))
+    })
+    .await?;
     narrator.tell(&site).await?;
-    ensure!(site.api.farms().await?.is_empty(), "a deleted farm is still listed");
     for (name, node) in site.api.nodes().await? {
         let vlan = access_vlan(&site, &format!("{name}p0")).await?;
         ensure!(vlan == IDLE_VLAN, "{name} is idle, but its port is in VLAN {vlan}: {node:?}");
