@@ -122,7 +122,7 @@ fn desired(clients: usize) -> edge::DesiredState {
     }
 }
 
-/// Kea with its default lease store, which appends each lease to a file, and a thread per processor.
+/// Kea with its default lease store, which appends each lease to a file, and two threads.
 pub fn kea(dir: &Path) -> anyhow::Result<Server> {
     clear(dir)?;
     sh(&format!("ip -n fabric addr add {ADDRESS} dev {DEVICE}"));
