@@ -178,7 +178,9 @@ impl Sieve {
             ICMPV6 => match *payload.first()? {
                 // An advertisement is everybody's.
                 134 if whose.multicast => Some(payload.len()),
-                133..=137 => whose.ours().then_some(payload.len()),
+                133..=136 => whose.ours().then_some(payload.len()),
+                // A redirect quotes a packet after its two addresses (RFC 4861 section 4.5).
+                137 => whose.ours().then_some(payload.len().min(8 + 32)),
                 1..=4 => whose.ours().then_some(payload.len().min(8 + HEADER + 8)),
                 _ => None,
             },
@@ -238,12 +240,13 @@ impl Sieve {
         let header = usize::from(payload.get(12)? >> 4) * 4;
         let data = payload.get(header.max(20)..)?;
         let either = |port: u16| from == port || to == port;
-        let kept = if either(croft_proto::HTTP_PORT) {
-            if self.more.whole { data.len() } else { head(data) }
-        } else if self.more.iscsi && either(ISCSI_PORT) {
-            if self.more.whole { data.len() } else { pdu(data) }
-        } else {
-            return None;
+        // iSCSI first, as in the kernel's filter: a packet between both ports is iSCSI there, too.
+        let kept = match (either(ISCSI_PORT), either(croft_proto::HTTP_PORT)) {
+            (true, _) if !self.more.iscsi => return None,
+            (false, false) => return None,
+            _ if self.more.whole => data.len(),
+            (true, _) => pdu(data),
+            (false, true) => head(data),
         };
         Some(header.max(20) + kept)
     }

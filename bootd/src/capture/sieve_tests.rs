@@ -162,6 +162,17 @@ fn fragments_and_errors_are_kept_as_far_as_their_headers() {
     assert_eq!(sieve.keep(&frame(NODE, BOOTD, IPV4, &quoting)), Some(14 + 20 + 36));
     let sixth = ipv6(FRAGMENT, &[b'S'; 40]);
     assert_eq!(sieve.keep(&frame(NODE, BOOTD, IPV6, &sixth)), Some(14 + 40 + 8));
+    let redirect = ipv6(ICMPV6, &[&[137; 40][..], b"SECRET"].concat());
+    assert_eq!(sieve.keep(&frame(NODE, BOOTD, IPV6, &redirect)), Some(14 + 40 + 40));
+}
+
+#[test]
+fn between_the_ports_of_http_and_iscsi_it_is_iscsi() {
+    let both = frame(NODE, BOOTD, IPV4, &tcp(80, 3260, b"GET / HTTP/1.1\r\n\r\n"));
+    assert_eq!(sieve(More::default()).keep(&both), None);
+    assert!(!bpf::passes(&bpf::program(&macs(), false), &both));
+    assert_eq!(sieve(iscsi()).keep(&both), Some(14 + 20 + 32));
+    assert!(bpf::passes(&bpf::program(&macs(), true), &both));
 }
 
 #[test]
