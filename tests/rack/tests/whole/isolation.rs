@@ -1,15 +1,13 @@
 //! What a node cannot do, whatever it sends.
 
-mod common;
-
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use common::frame::{
+use crate::common::frame::{
     BROADCAST, arp_reply, arp_request, has_word, syn, tagged_word, tcp_source, word,
 };
-use common::in_rack;
-use common::wire::Wire;
+use crate::common::in_rack;
+use crate::common::wire::Wire;
 use croft_rack::{CONTROL_ADDRESS, FABRIC_ADDRESS, Node, Rack, wait_until};
 use tokio::process::Command;
 
@@ -42,7 +40,7 @@ async fn meet(from: &Wire, mac: [u8; 6], to: &Wire) {
 
 #[test]
 fn a_port_sends_in_its_vlan_and_from_its_own_address_only() {
-    let test = "a_port_sends_in_its_vlan_and_from_its_own_address_only";
+    let test = "isolation::a_port_sends_in_its_vlan_and_from_its_own_address_only";
     in_rack(test, &["--nodes", "4", "--farm-vlans", "1"], ports);
 }
 
@@ -135,7 +133,7 @@ async fn leg_mac(rack: &Rack, device: &str) -> [u8; 6] {
 
 #[test]
 fn the_fabric_answers_a_segment_for_its_own_address_only() {
-    let test = "the_fabric_answers_a_segment_for_its_own_address_only";
+    let test = "isolation::the_fabric_answers_a_segment_for_its_own_address_only";
     in_rack(test, &["--nodes", "1", "--farm-vlans", "1"], host);
 }
 

@@ -1,12 +1,10 @@
 //! Whole builds: repeatable, and possible for any user.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Image, STATIC_PROGRAM, build, lines, packages_cache};
+use crate::common::{Image, STATIC_PROGRAM, build, lines, packages_cache};
 
 const IMAGES: [&str; 2] = ["load-balancer-test", "shop-content"];
 

@@ -1,15 +1,13 @@
 //! The BMCs, with real machines behind them that sit in their firmware.
 
-mod common;
-
 use std::time::Duration;
 
-use common::{Bmc, SYSTEM, ask, in_rack, wait_for_console};
+use crate::common::{Bmc, SYSTEM, ask, in_rack, wait_for_console};
 use croft_rack::Rack;
 
 #[test]
 fn a_bmc_powers_its_node() {
-    in_rack("a_bmc_powers_its_node", &["--nodes", "1"], powers);
+    in_rack("bmc::a_bmc_powers_its_node", &["--nodes", "1"], powers);
 }
 
 async fn powers(rack: Rack) {
@@ -65,7 +63,7 @@ async fn powers(rack: Rack) {
 
 #[test]
 fn the_password_is_for_its_owner_alone() {
-    in_rack("the_password_is_for_its_owner_alone", &["--nodes", "1"], async |rack: Rack| {
+    in_rack("bmc::the_password_is_for_its_owner_alone", &["--nodes", "1"], async |rack: Rack| {
         use std::os::unix::fs::PermissionsExt;
         let path = &rack.info().bmc_password_file;
         let mode = std::fs::metadata(path).expect("password file").permissions().mode();

@@ -1,5 +1,4 @@
 //! What the tests of whole images share: building them, and a namespace to boot them in.
-#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -1,5 +1,4 @@
 //! What the rack's tests share: running a test inside a rack, and talking to BMCs.
-#![allow(dead_code, reason = "each test program uses its part")]
 
 pub mod frame;
 pub mod wire;

@@ -1,13 +1,11 @@
 //! The proof that the sheet metal works: a BIOS and a UEFI node boot Debian's kernel from the
 //! network, by other people's servers.
 
-mod common;
-
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::{Bmc, in_rack, wait_for_console};
+use crate::common::{Bmc, in_rack, wait_for_console};
 use croft_images::cpio::archive;
 use croft_images::modules::Modules;
 use croft_images::packages::Cache;
@@ -55,7 +53,7 @@ done
 fn nodes_boot_linux_from_the_network() {
     // Before the rack: there is no way out of it to Debian's servers.
     kernel();
-    in_rack("nodes_boot_linux_from_the_network", &["--nodes", "2"], boot);
+    in_rack("boot::nodes_boot_linux_from_the_network", &["--nodes", "2"], boot);
 }
 
 async fn boot(rack: Rack) {

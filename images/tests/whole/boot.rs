@@ -2,8 +2,6 @@
 //! own that any user can make. The web server's disk goes away and comes back; the load balancer
 //! lets nothing in that was not asked for.
 
-mod common;
-
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -13,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use common::{Image, build, lines, packages_cache};
+use crate::common::{Image, build, lines, packages_cache};
 use croft_images::cpio;
 use croft_images::tree::{Content, Entry, Tree};
 use croft_proto::{BootEnv, Iqn, IscsiLogin, MacAddr, RootSource, Secret, USERLAND_MARK};
@@ -58,7 +56,7 @@ fn bench(name: &str) -> Option<(PathBuf, tempfile::TempDir)> {
 
 #[test]
 fn a_web_server_boots_serves_and_survives_an_outage() {
-    let Some((store, dir)) = bench("a_web_server_boots_serves_and_survives_an_outage") else {
+    let Some((store, dir)) = bench("boot::a_web_server_boots_serves_and_survives_an_outage") else {
         return;
     };
     let root = dir.path().join("root");
@@ -122,7 +120,7 @@ fn a_web_server_boots_serves_and_survives_an_outage() {
 
 #[test]
 fn a_load_balancer_boots_closed() {
-    let Some((store, dir)) = bench("a_load_balancer_boots_closed") else {
+    let Some((store, dir)) = bench("boot::a_load_balancer_boots_closed") else {
         return;
     };
     let root = dir.path().join("root");

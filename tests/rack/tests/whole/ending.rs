@@ -1,7 +1,5 @@
 //! However a rack ends, nothing of it is left.
 
-mod common;
-
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
@@ -10,7 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use common::{Bmc, CROFT_RACK};
+use crate::common::{Bmc, CROFT_RACK};
 use croft_rack::Rack;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getuid};
@@ -69,8 +67,10 @@ async fn inside(part: &str) {
     }
 }
 
-/// Starts a rack whose inside does `part`, and waits until it is ready.
+/// Starts a rack whose inside, this module's test of that name, does `part`, and waits until it is
+/// ready.
 fn start(test: &str, part: &str, prefix: &[&str]) -> Running {
+    let test = format!("ending::{test}");
     let dir = tempfile::tempdir().expect("temporary directory");
     let place = dir.path().join("rack");
     std::fs::create_dir(&place).expect("directory");
@@ -98,7 +98,7 @@ fn start(test: &str, part: &str, prefix: &[&str]) -> Running {
         .arg(&place)
         .arg("--")
         .arg(this)
-        .args(["--exact", test, "--nocapture"])
+        .args(["--exact", &test, "--nocapture"])
         .env(PART, part)
         .env(MARK, &mark)
         .stdin(Stdio::null())
