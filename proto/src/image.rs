@@ -18,8 +18,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::BootMethod;
 use crate::ImageName;
-use crate::edge::BootMethod;
 
 /// Bytes that one chunk hash of a disk covers.
 pub const CHUNK_SIZE: u64 = 1 << 20;
@@ -267,7 +267,7 @@ fn lack(method: BootMethod) -> &'static str {
         BootMethod::San => {
             "has no boot loader on its disk: build one of kind disk, or use boot = \"iscsi\""
         }
-        BootMethod::Iscsi | BootMethod::Local | BootMethod::Unspecified => {
+        BootMethod::Iscsi | BootMethod::Local => {
             "has no kernel and initrd: use one of kind system or disk"
         }
     }

@@ -5,6 +5,7 @@
 //! of the operating system is randomness for new secrets.
 
 mod boot_config;
+mod boot_method;
 mod boots;
 mod causes;
 mod circuit;
@@ -22,6 +23,7 @@ mod vlan;
 pub mod checked_toml;
 
 pub use boot_config::{AgentConfig, BootEnv, InvalidBootEnv, IscsiLogin, RamRoot, RootSource};
+pub use boot_method::{BootMethod, InvalidBootMethod};
 pub use boots::draw_boots;
 pub use causes::with_causes;
 pub use circuit::{CircuitId, InvalidCircuitId};

@@ -8,7 +8,6 @@ use uuid::Uuid;
 use super::identity::{Who, recognise};
 use super::plan::{Link, Plan};
 use super::rules::{Family, Sender};
-use crate::desired::BootMethod;
 use crate::dhcp::packet::Architecture;
 use crate::dhcp::rom::Rom;
 
@@ -121,13 +120,7 @@ fn write(text: &mut String, plan: &Plan, link: &Link, question: &Question) -> fm
         )?;
     }
     let Some(blueprint) = plan.blueprints.get(&rule.role) else { return Ok(()) };
-    let method = match blueprint.method {
-        BootMethod::Iscsi => "iscsi",
-        BootMethod::San => "san",
-        BootMethod::Ram => "ram",
-        BootMethod::Local => "local",
-    };
-    write!(text, "boots    {method}")?;
+    write!(text, "boots    {}", blueprint.method)?;
     if let Some(image) = &blueprint.image {
         write!(text, ", image {image}")?;
     }

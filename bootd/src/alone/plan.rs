@@ -5,15 +5,15 @@ use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use croft_proto::{
-    CircuitId, ClassName, Data, FarmName, ImageRef, MacAddr, NodeName, RoleName, SegmentName,
-    common,
+    BootMethod, CircuitId, ClassName, Data, FarmName, ImageRef, MacAddr, NodeName, RoleName,
+    SegmentName, common,
 };
 use ipnet::Ipv4Net;
 use uuid::Uuid;
 
 use super::rules::Rules;
 use crate::boot::same_uuid;
-use crate::desired::{BootMethod, Segment};
+use crate::desired::Segment;
 
 /// All of it.
 #[derive(Debug, Clone, PartialEq)]

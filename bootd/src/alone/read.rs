@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 
 use croft_proto::checked_toml::Table;
 use croft_proto::{
-    ClassName, ImageRef, NodeName, RoleName, SegmentName, TierName, VlanId, common, read_data,
-    read_health,
+    BootMethod, ClassName, ImageRef, NodeName, RoleName, SegmentName, TierName, VlanId, common,
+    read_data, read_health,
 };
 use ipnet::Ipv4Net;
 
@@ -14,7 +14,7 @@ use super::plan::{
     Blueprint, Domain, Label, Link, Machine, Machines, Plan, Pool, Root, is_made_up,
 };
 use super::rules::{Asks, Rule, Rules};
-use crate::desired::{BootMethod, DeviceName, Leg, Segment, SegmentKind, safe_kernel_args};
+use crate::desired::{DeviceName, Leg, Segment, SegmentKind, safe_kernel_args};
 
 /// How long an operating system may keep an address if the file does not say, in seconds.
 const LEASE_S: u64 = 12 * 3600;
@@ -219,16 +219,7 @@ fn blueprint(table: &mut Table<'_>) -> Option<Blueprint> {
     if let Some(Err(error)) = role.as_ref().map(|role| role.as_str().parse::<TierName>()) {
         table.fault("role", error.to_string());
     }
-    let method = table.required::<String>("boot").and_then(|text| match text.as_str() {
-        "iscsi" => Some(BootMethod::Iscsi),
-        "san" => Some(BootMethod::San),
-        "ram" => Some(BootMethod::Ram),
-        "local" => Some(BootMethod::Local),
-        _ => {
-            table.fault("boot", "must be iscsi, san, ram or local");
-            None
-        }
-    });
+    let method: Option<BootMethod> = table.required("boot");
     let image: Option<ImageRef> = if method == Some(BootMethod::Local) {
         table.optional("image")
     } else {
@@ -239,7 +230,7 @@ fn blueprint(table: &mut Table<'_>) -> Option<Blueprint> {
         let message = "may hold letters, digits, spaces and = . , : / _ - + @ %, up to 1024 bytes";
         table.fault("kernel_args", message);
     }
-    let has_root = matches!(method, Some(BootMethod::Iscsi | BootMethod::San));
+    let has_root = method.is_some_and(BootMethod::has_root);
     let mut root = None;
     match table.optional_table("root") {
         Some(mut inner) => {

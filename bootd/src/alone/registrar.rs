@@ -221,7 +221,7 @@ impl Writer {
             (None, None) => None,
         };
         if let Some(version) = image {
-            self.parts.images.manifest(version)?.check_boot(blueprint.method.into())?;
+            self.parts.images.manifest(version)?.check_boot(blueprint.method)?;
         }
         let data = blueprint.data.iter().map(|data| data.resolve(&mut resolve));
         let data = data.collect::<Result<_, _>>()?;

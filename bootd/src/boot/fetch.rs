@@ -6,14 +6,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use croft_proto::{
-    AgentConfig, BootEnv, COLLECTOR_PORT, CannotBoot, ImageVersion, InvalidBootEnv, Iqn,
-    IscsiLogin, Manifest, RamRoot, RootSource, SegmentName, edge,
+    AgentConfig, BootEnv, BootMethod, COLLECTOR_PORT, CannotBoot, ImageVersion, InvalidBootEnv,
+    Iqn, IscsiLogin, Manifest, RamRoot, RootSource, SegmentName, edge,
 };
 
 use super::script::{InvalidScript, Login, Recipe, render};
 use super::window::{Boot, Place};
 use super::{Desk, RecordsError, node_image};
-use crate::desired::{Assignment, BootMethod, Desired};
+use crate::desired::{Assignment, Desired};
 use crate::volume::VolumeError;
 
 /// Why a node does not get what it asked for.
@@ -85,7 +85,7 @@ impl Desk {
         let image_args = match assignment.image {
             Some(version) => {
                 let manifest = self.manifest(version)?;
-                manifest.check_boot(assignment.method.into())?;
+                manifest.check_boot(assignment.method)?;
                 manifest.kernel_args.clone()
             }
             None => String::new(),
@@ -133,7 +133,7 @@ impl Desk {
         let root = match (assignment.method, assignment.image) {
             (BootMethod::Ram, Some(version)) => {
                 let manifest = self.manifest(version)?;
-                manifest.check_boot(assignment.method.into())?;
+                manifest.check_boot(assignment.method)?;
                 let blob = manifest.files.get("root").map(|file| file.blob);
                 let server = leg.addr();
                 blob.map(|blob| RootSource::Ram(RamRoot { server, version, blob }))

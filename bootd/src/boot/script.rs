@@ -5,9 +5,9 @@
 
 use std::net::Ipv4Addr;
 
-use croft_proto::{ImageVersion, Iqn, Secret};
+use croft_proto::{BootMethod, ImageVersion, Iqn, Secret};
 
-use crate::desired::{BootMethod, safe_kernel_args};
+use crate::desired::safe_kernel_args;
 
 /// Arguments that cannot stand on a kernel line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn no_method_puts_a_secret_on_the_kernel_line() {
-        for method in [BootMethod::Iscsi, BootMethod::San, BootMethod::Ram, BootMethod::Local] {
+        for method in BootMethod::ALL {
             let script = render(&recipe(method)).expect("good");
             for line in script.lines().filter(|line| !line.starts_with("set password ")) {
                 assert!(!line.contains(SECRET), "{method:?}: {line}");

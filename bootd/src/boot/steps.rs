@@ -2,11 +2,10 @@
 
 use std::net::IpAddr;
 
-use croft_proto::{NodeName, SegmentName};
+use croft_proto::{BootMethod, NodeName, SegmentName};
 
 use super::Desk;
 use super::decide::Answer;
-use crate::desired::BootMethod;
 use crate::dhcp::packet::{Architecture, Client, Kind, Reply, ReplyKind, Request};
 use crate::trace::{Seen, Service, Stage, Traces};
 

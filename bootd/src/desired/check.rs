@@ -6,14 +6,12 @@ use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use croft_proto::{
-    CircuitId, Generation, HealthTarget, MacAddr, MemberName, SegmentName, VlanId, VolumeId,
-    common, edge,
+    BootMethod, CircuitId, Generation, HealthTarget, MacAddr, MemberName, SegmentName, VlanId,
+    VolumeId, common, edge,
 };
 use ipnet::Ipv4Net;
 
-use super::{
-    Assignment, BootMethod, Desired, DeviceName, Leg, Node, Segment, SegmentKind, Volume, VolumeUse,
-};
+use super::{Assignment, Desired, DeviceName, Leg, Node, Segment, SegmentKind, Volume, VolumeUse};
 
 /// Most faults that one answer lists; a hostile message does not get a novel.
 pub(super) const MAX_FAULTS: usize = 200;
@@ -336,16 +334,10 @@ fn assignment(a: &edge::Assignment, at: &str, faults: &mut Faults) -> Option<Ass
         let message = "may hold letters, digits, spaces and = . , : / _ - + @ %, up to 1024 bytes";
         faults.add(&format!("{at}.kernel_args"), message);
     }
-    let method = match edge::BootMethod::try_from(a.method) {
-        Ok(edge::BootMethod::Iscsi) => Some(BootMethod::Iscsi),
-        Ok(edge::BootMethod::San) => Some(BootMethod::San),
-        Ok(edge::BootMethod::Ram) => Some(BootMethod::Ram),
-        Ok(edge::BootMethod::Local) => Some(BootMethod::Local),
-        _ => {
-            faults.add(&format!("{at}.method"), "must be ISCSI, SAN, RAM or LOCAL");
-            None
-        }
-    };
+    let method = BootMethod::try_from(a.method()).ok();
+    if method.is_none() {
+        faults.add(&format!("{at}.method"), "must be ISCSI, SAN, RAM or LOCAL");
+    }
     let phase = match common::Phase::try_from(a.phase) {
         Ok(common::Phase::Unspecified) | Err(_) => {
             faults.add(&format!("{at}.phase"), "must be RUN, DRAIN or POWER_OFF");
@@ -380,8 +372,7 @@ fn assignment(a: &edge::Assignment, at: &str, faults: &mut Faults) -> Option<Ass
     if needs_image && assignment.image.is_none() {
         faults.add(&format!("{at}.image"), "is missing; this boot method starts its kernel");
     }
-    let needs_root = matches!(assignment.method, BootMethod::Iscsi | BootMethod::San);
-    if needs_root && assignment.root_volume.is_none() {
+    if assignment.method.has_root() && assignment.root_volume.is_none() {
         faults.add(&format!("{at}.root_volume"), "is missing; this boot method starts from it");
     }
     Some(assignment)

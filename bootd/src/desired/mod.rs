@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 
 use croft_proto::{
-    CircuitId, FarmName, Generation, ImageVersion, MacAddr, MemberName, NodeName, OrganizationName,
-    RoleName, SegmentName, VlanId, VolumeId, common, edge,
+    BootMethod, CircuitId, FarmName, Generation, ImageVersion, MacAddr, MemberName, NodeName,
+    OrganizationName, RoleName, SegmentName, VlanId, VolumeId, common,
 };
 use ipnet::Ipv4Net;
 use uuid::Uuid;
@@ -151,30 +151,6 @@ pub(crate) struct Volume {
     /// Kept when a boot window opens.
     pub persistent: bool,
     pub zone: FarmName,
-}
-
-/// How a node starts its operating system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum BootMethod {
-    /// Kernel and initrd over HTTP, root over iSCSI.
-    Iscsi,
-    /// The boot loader on the root volume itself.
-    San,
-    /// Kernel and initrd over HTTP, root in memory.
-    Ram,
-    /// The next boot device.
-    Local,
-}
-
-impl From<BootMethod> for edge::BootMethod {
-    fn from(method: BootMethod) -> Self {
-        match method {
-            BootMethod::Iscsi => Self::Iscsi,
-            BootMethod::San => Self::San,
-            BootMethod::Ram => Self::Ram,
-            BootMethod::Local => Self::Local,
-        }
-    }
 }
 
 /// What a node serves as.

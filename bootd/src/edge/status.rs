@@ -83,7 +83,7 @@ fn images(parts: &EdgeParts) -> Vec<edge::Image> {
         kind: info.kind.to_string(),
         size_bytes: info.size_bytes,
         current: info.current,
-        boots: info.boots.into_iter().map(i32::from).collect(),
+        boots: info.boots.into_iter().map(|method| edge::BootMethod::from(method).into()).collect(),
     };
     list.into_iter().map(image).collect()
 }

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use croft_proto::checked_toml::{Faults, Table, read};
-use croft_proto::{BlueprintName, HealthTarget, ImageRef, read_data, read_health};
+use croft_proto::{BlueprintName, BootMethod, HealthTarget, ImageRef, read_data, read_health};
 
 use super::ranges::Word;
-use crate::model::{Blueprint, BootMethod, Health, Root};
+use crate::model::{Blueprint, Health, Root};
 
 /// Reads blueprints, in the file's order.
 ///

@@ -1,67 +1,11 @@
 //! Blueprints: role → boot target.
 
 use std::fmt;
-use std::str::FromStr;
 
-use croft_proto::{BlueprintName, Data, ImageName, ImageRef, ImageVersion, RoleName, common, edge};
+use croft_proto::{
+    BlueprintName, BootMethod, Data, ImageName, ImageRef, ImageVersion, RoleName, common,
+};
 use serde::{Deserialize, Serialize};
-
-/// How a node boots.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum BootMethod {
-    /// Kernel and initrd over HTTP, root over iSCSI.
-    Iscsi,
-    /// The image's own boot loader over iSCSI.
-    San,
-    /// Root in memory.
-    Ram,
-    /// The next boot device.
-    Local,
-}
-
-impl BootMethod {
-    /// Whether it has a root volume.
-    pub fn has_root(self) -> bool {
-        matches!(self, Self::Iscsi | Self::San)
-    }
-}
-
-impl fmt::Display for BootMethod {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Iscsi => "iscsi",
-            Self::San => "san",
-            Self::Ram => "ram",
-            Self::Local => "local",
-        })
-    }
-}
-
-impl FromStr for BootMethod {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        match s {
-            "iscsi" => Ok(Self::Iscsi),
-            "san" => Ok(Self::San),
-            "ram" => Ok(Self::Ram),
-            "local" => Ok(Self::Local),
-            _ => Err("is not a boot method; these are: iscsi, san, ram, local".to_owned()),
-        }
-    }
-}
-
-impl From<BootMethod> for edge::BootMethod {
-    fn from(method: BootMethod) -> Self {
-        match method {
-            BootMethod::Iscsi => Self::Iscsi,
-            BootMethod::San => Self::San,
-            BootMethod::Ram => Self::Ram,
-            BootMethod::Local => Self::Local,
-        }
-    }
-}
 
 /// A root volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ mod node;
 mod record;
 pub mod volume;
 
-pub use blueprint::{Blueprint, Boot, BootMethod, Health, Root};
+pub use blueprint::{Blueprint, Boot, Health, Root};
 pub use farm::{Expose, Farm, FarmSpec, Scaling, TierSpec};
 pub use grid::{
     Bmc, Bootd, Class, Deadlines, External, FarmRange, Grid, Idle, Nic, NodeSpec, Policy, Switch,

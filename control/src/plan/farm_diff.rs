@@ -89,7 +89,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::{Boot, BootMethod, FarmSpec, Health, Root, TierSpec};
+    use croft_proto::BootMethod;
+
+    use crate::model::{Boot, FarmSpec, Health, Root, TierSpec};
 
     fn farm(web: u32) -> Farm {
         let tier = TierSpec {

@@ -6,15 +6,15 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
-use croft_proto::{CannotBoot, FarmName, ImageRef, ImageVersion, MemberName, TierName, edge};
+use croft_proto::{
+    BootMethod, CannotBoot, FarmName, ImageRef, ImageVersion, MemberName, TierName, edge,
+};
 use tracing::debug;
 
 use super::context::{Context, StepError};
 use super::sizes::Sizes;
 use super::{transition, volumes};
-use crate::model::{
-    Boot, BootMethod, Farm, Grid, Member, NewEvent, Node, NodeState, Transition, keys,
-};
+use crate::model::{Boot, Farm, Grid, Member, NewEvent, Node, NodeState, Transition, keys};
 use crate::plan::farm_diff::{self, Seen};
 use crate::plan::placement;
 use crate::store::{Outcome, Range};
@@ -211,13 +211,12 @@ fn bootable(
     images: &[edge::Image],
 ) -> Result<ImageVersion, String> {
     let version = resolve(image, images)?;
-    let method = edge::BootMethod::from(method);
     let fits = |found: &edge::Image| {
         // A boot server of an older version does not say.
         let unsaid = found.boots.is_empty() && found.kind != "data";
-        method == edge::BootMethod::Local
+        method == BootMethod::Local
             || unsaid
-            || found.boots().any(|possible| possible == method)
+            || found.boots().any(|possible| possible == method.into())
     };
     let text = version.to_string();
     match images.iter().find(|found| found.version == text) {

@@ -10,8 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use croft_proto::edge::BootMethod;
-use croft_proto::{ImageKind, ImageName, ImageVersion, Manifest};
+use croft_proto::{BootMethod, ImageKind, ImageName, ImageVersion, Manifest};
 
 pub use collect::Collected;
 pub use disk::ImageDisk;
