@@ -150,38 +150,58 @@ pub fn flood(device: &'static str, per_second: u32, stop: &AtomicBool, count: &A
 
 /// Fetches a file of one block.
 pub fn tftp(own: Ipv4Addr, server: Ipv4Addr, file: &str) -> Vec<u8> {
+    try_tftp(own, server, file).expect("a file")
+}
+
+/// The same from a server that may be away.
+pub fn try_tftp(own: Ipv4Addr, server: Ipv4Addr, file: &str) -> io::Result<Vec<u8>> {
     let socket = UdpSocket::bind((own, 0)).expect("socket");
     socket.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
     let request = [b"\0\x01", file.as_bytes(), b"\0octet\0"].concat();
-    socket.send_to(&request, (server, 69)).expect("sent");
+    socket.send_to(&request, (server, 69))?;
     let mut packet = [0; 1500];
-    let (length, from) = socket.recv_from(&mut packet).expect("an answer");
+    let (length, from) = socket.recv_from(&mut packet)?;
     assert_eq!(packet[..4], [0, 3, 0, 1], "{:?}", String::from_utf8_lossy(&packet[..length]));
-    socket.send_to(&[0, 4, 0, 1], from).expect("sent");
-    packet[4..length].to_vec()
+    socket.send_to(&[0, 4, 0, 1], from)?;
+    Ok(packet[4..length].to_vec())
 }
 
 /// GET; the status and the body.
 pub fn get(server: Ipv4Addr, path: &str) -> (u16, Vec<u8>) {
-    fetch(TcpStream::connect((server, 80)).expect("connected"), server, path)
+    let stream = TcpStream::connect((server, 80)).expect("connected");
+    fetch(stream, server, path).expect("an answer")
 }
 
 /// The same from one of several addresses.
 pub fn get_from(own: Ipv4Addr, server: Ipv4Addr, path: &str) -> (u16, Vec<u8>) {
+    try_get_from(own, server, path).expect("an answer")
+}
+
+/// The same from a server that may be away.
+pub fn try_get_from(own: Ipv4Addr, server: Ipv4Addr, path: &str) -> io::Result<(u16, Vec<u8>)> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).expect("socket");
     socket.bind(&SocketAddr::from((own, 0)).into()).expect("bound");
-    socket.connect(&SocketAddr::from((server, 80)).into()).expect("connected");
+    socket.connect(&SocketAddr::from((server, 80)).into())?;
     fetch(socket.into(), server, path)
 }
 
-fn fetch(mut stream: TcpStream, server: Ipv4Addr, path: &str) -> (u16, Vec<u8>) {
-    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("timeout");
+fn fetch(mut stream: TcpStream, server: Ipv4Addr, path: &str) -> io::Result<(u16, Vec<u8>)> {
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).expect("sent");
+    stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).expect("read");
-    let end = answer.windows(4).position(|w| w == b"\r\n\r\n").expect("a header");
+    stream.read_to_end(&mut answer)?;
+    let cut = || io::Error::from(io::ErrorKind::UnexpectedEof);
+    let end = answer.windows(4).position(|w| w == b"\r\n\r\n").ok_or_else(cut)?;
     let head = String::from_utf8_lossy(&answer[..end]).into_owned();
     let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status");
-    (status, answer.split_off(end + 4))
+    let body = answer.split_off(end + 4);
+    let length = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(": ")?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.parse::<usize>().ok())?
+    });
+    if length.is_some_and(|length| length != body.len()) {
+        return Err(cut());
+    }
+    Ok((status, body))
 }

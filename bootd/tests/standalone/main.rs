@@ -2,6 +2,7 @@
 
 mod capture;
 mod client;
+mod kills;
 mod relay;
 mod site;
 

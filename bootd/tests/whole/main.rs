@@ -52,6 +52,22 @@ async fn settle(site: &Site) {
     .await;
 }
 
+/// Runs a test in namespaces of its own, against a bootd that has taken control's first state; at the
+/// end bootd is asked to stop, and does so in order.
+fn on_a_site(test: &str, body: impl AsyncFnOnce(&mut Site)) {
+    if !namespace::enter(test, LINKS) {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let mut site = Site::new(dir.path());
+    site.start();
+    runtime().block_on(async {
+        settle(&site).await;
+        body(&mut site).await;
+    });
+    assert!(site.end(Signal::SIGTERM).success(), "bootd did not stop in order");
+}
+
 /// A connection to where agents attach, on which nothing is said.
 async fn connection(dir: &Path, collector: &str) -> Channel {
     let pem = std::fs::read(dir.join("state/collector.pem")).expect("collector.pem");
@@ -112,14 +128,7 @@ async fn shows_the_boot(site: &Site, config: &AgentConfig, password: &str) {
 
 #[test]
 fn a_node_boots_and_boots_again_after_bootd_was_killed() {
-    if !namespace::enter("a_node_boots_and_boots_again_after_bootd_was_killed", LINKS) {
-        return;
-    }
-    let dir = tempfile::tempdir().expect("temporary directory");
-    let mut site = Site::new(dir.path());
-    site.start();
-    runtime().block_on(async {
-        settle(&site).await;
+    on_a_site("a_node_boots_and_boots_again_after_bootd_was_killed", async |site| {
         let lost = site.stranger().await;
         assert!(lost.is_err(), "the edge let somebody in without a certificate");
 
@@ -146,7 +155,7 @@ fn a_node_boots_and_boots_again_after_bootd_was_killed() {
         let (code, initrd) = get("/boot/node.img").await;
         assert_eq!(code, 200);
         let config = agent::config(&initrd).expect("agent.json");
-        assert_eq!(node_status(&site).await.stage(), edge::Stage::Kernel);
+        assert_eq!(node_status(site).await.stage(), edge::Stage::Kernel);
 
         // The agent.
         let mut agent = Agent::attach(&config, None, token(&config)).await.expect("let in");
@@ -161,7 +170,7 @@ fn a_node_boots_and_boots_again_after_bootd_was_killed() {
         assert_eq!(order.phase(), common::Phase::Run);
         agent.polled().await.expect("polled");
         let seen = until("the sample arrives", async || {
-            Some(node_status(&site).await).filter(|node| node.health() == common::Health::Healthy)
+            Some(node_status(site).await).filter(|node| node.health() == common::Health::Healthy)
         })
         .await;
         assert!(seen.attached && seen.window == 1 && seen.silent_ms > 0);
@@ -175,7 +184,7 @@ fn a_node_boots_and_boots_again_after_bootd_was_killed() {
         })
         .await;
         assert_eq!((frame.samples[0].member.as_str(), frame.samples[0].window), ("shop/web/1", 1));
-        shows_the_boot(&site, &config, &password(&script)).await;
+        shows_the_boot(site, &config, &password(&script)).await;
         let spent = Agent::attach(&config, None, token(&config)).await.expect_err("refused");
         assert_eq!(spent.code(), Code::PermissionDenied);
         assert_eq!(get("/boot/script").await.0, 403);
@@ -183,18 +192,18 @@ fn a_node_boots_and_boots_again_after_bootd_was_killed() {
         // A changed phase reaches it.
         let mut draining = site.state(2);
         draining.assignments[0].phase = common::Phase::Drain.into();
-        apply(&site, draining).await.expect("taken");
+        apply(site, draining).await.expect("taken");
         let told = agent.told().await.expect("phase");
         let bootd_message::Body::PhaseOrder(order) = told else { panic!("{told:?}") };
         assert_eq!(order.phase(), common::Phase::Drain);
-        let older = apply(&site, site.state(1)).await.expect_err("older");
+        let older = apply(site, site.state(1)).await.expect_err("older");
         assert_eq!(older.code(), Code::FailedPrecondition);
 
         // Killed, and started without a word from control.
         site.end(Signal::SIGKILL);
         site.start();
         until("the segments are back", async || {
-            (status(&site).await.segments_ready.len() == 2).then_some(())
+            (status(site).await.segments_ready.len() == 2).then_some(())
         })
         .await;
         let spent = Agent::attach(&config, None, token(&config)).await.expect_err("refused");
@@ -215,7 +224,7 @@ fn a_node_boots_and_boots_again_after_bootd_was_killed() {
         let (code, again) = get("/boot/script").await;
         assert_eq!(code, 200);
         assert_ne!(password(&script), password(&again), "the CHAP secret is the old one");
-        assert_eq!(node_status(&site).await.window, 1);
+        assert_eq!(node_status(site).await.window, 1);
 
         // Events were kept over the kill, and have told of it all.
         let request = edge::EventsRequest { after: 0 };
@@ -234,30 +243,22 @@ fn a_node_boots_and_boots_again_after_bootd_was_killed() {
         let mut empty = site.state(3);
         empty.assignments.clear();
         empty.volumes.clear();
-        apply(&site, empty).await.expect("taken");
+        apply(site, empty).await.expect("taken");
         assert_eq!(get("/boot/script").await.0, 403);
         assert!(
             try_to_ask(mac(), DISCOVER, BIOS).await.is_none(),
             "an idle node was offered a boot"
         );
         until("the volumes are deleted", async || {
-            status(&site).await.volumes.is_empty().then_some(())
+            status(site).await.volumes.is_empty().then_some(())
         })
         .await;
-        assert!(site.end(Signal::SIGTERM).success(), "bootd did not stop in order");
     });
 }
 
 #[test]
 fn a_switch_port_that_a_relay_names_decides() {
-    if !namespace::enter("a_switch_port_that_a_relay_names_decides", LINKS) {
-        return;
-    }
-    let dir = tempfile::tempdir().expect("temporary directory");
-    let mut site = Site::new(dir.path());
-    site.start();
-    runtime().block_on(async {
-        settle(&site).await;
+    on_a_site("a_switch_port_that_a_relay_names_decides", async |site| {
         // No port is known: what a relay says of one does not count.
         let own: (u8, &[u8]) = (82, b"\x01\x05port1");
         let elsewhere: (u8, &[u8]) = (82, b"\x01\x05port2");
@@ -266,7 +267,7 @@ fn a_switch_port_that_a_relay_names_decides() {
 
         let mut state = site.state(2);
         state.nodes[0].circuit_id = b"port1".to_vec();
-        apply(&site, state).await.expect("taken");
+        apply(site, state).await.expect("taken");
         let offer = ask(mac(), DISCOVER, &[BIOS[0], BIOS[1], own]).await;
         assert_eq!((offer.kind, offer.address), (OFFER, node::ADDRESS));
         assert!(offer.bytes.windows(7).any(|bytes| bytes == own.1), "option 82 was not echoed");
@@ -292,19 +293,11 @@ fn a_switch_port_that_a_relay_names_decides() {
                     52:54:00:00:01:00, port port2";
         assert_eq!(told.text, said);
     });
-    assert!(site.end(Signal::SIGTERM).success());
 }
 
 #[test]
 fn a_segment_reaches_its_own_address_of_bootd_and_no_other() {
-    if !namespace::enter("a_segment_reaches_its_own_address_of_bootd_and_no_other", LINKS) {
-        return;
-    }
-    let dir = tempfile::tempdir().expect("temporary directory");
-    let mut site = Site::new(dir.path());
-    site.start();
-    runtime().block_on(async {
-        settle(&site).await;
+    on_a_site("a_segment_reaches_its_own_address_of_bootd_and_no_other", async |site| {
         sh("ip addr add 10.20.1.10/24 dev node0");
         sh("ip route add 10.20.2.0/24 via 10.20.1.1");
         let connect = async |address: &str| {
@@ -332,48 +325,39 @@ fn a_segment_reaches_its_own_address_of_bootd_and_no_other() {
         };
         assert!(resolved("10.20.1.1").success(), "its own address must answer ARP");
         assert!(!resolved("10.20.2.1").success(), "another segment's address answered ARP");
-        assert!(site.end(Signal::SIGTERM).success());
     });
 }
 
 #[test]
 fn segments_come_and_go_with_the_desired_state() {
-    if !namespace::enter("segments_come_and_go_with_the_desired_state", LINKS) {
-        return;
-    }
-    let dir = tempfile::tempdir().expect("temporary directory");
-    let mut site = Site::new(dir.path());
-    site.start();
-    runtime().block_on(async {
-        settle(&site).await;
+    on_a_site("segments_come_and_go_with_the_desired_state", async |site| {
         let ready = async |names: &[&str]| {
             until(&format!("{names:?} are served"), async || {
-                (status(&site).await.segments_ready == names).then_some(())
+                (status(site).await.segments_ready == names).then_some(())
             })
             .await;
         };
         // A node that loses its power ends nothing, and must not keep its segment from going.
         sh("ip addr add 10.20.2.8/24 dev other0");
-        let lost = connection(dir.path(), "10.20.2.1:7100").await;
+        let lost = connection(site.dir(), "10.20.2.1:7100").await;
         sh("ip addr del 10.20.2.8/24 dev other0");
         let mut state = site.state(2);
         state.segments.remove(1);
         let told = Instant::now();
-        apply(&site, state).await.expect("taken");
+        apply(site, state).await.expect("taken");
         ready(&["shop"]).await;
         assert!(told.elapsed() < Duration::from_secs(4), "it took {:?}", told.elapsed());
         drop(lost);
         sh("! ip -n fabric addr show dev seg101 | grep -q 'inet '");
         // A device that is made anew has another number: its sockets are made anew, too.
         sh("ip link del other0");
-        apply(&site, site.state(3)).await.expect("taken");
+        apply(site, site.state(3)).await.expect("taken");
         sh("ip link add other0 type veth peer name seg101 netns fabric && ip link set other0 up");
         ready(&["bank", "shop"]).await;
         sh("ip addr add 10.20.2.9/24 dev other0");
         let connected = tokio::net::TcpStream::connect("10.20.2.1:7100").await;
         assert!(connected.is_ok(), "{connected:?}");
     });
-    assert!(site.end(Signal::SIGTERM).success());
 }
 
 #[test]

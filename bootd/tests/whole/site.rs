@@ -47,6 +47,11 @@ impl Site {
         Self { dir: dir.to_owned(), authority, kernel, image, bootd: None }
     }
 
+    /// Where its files are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Starts bootd in the fabric.
     pub fn start(&mut self) {
         let bootd = Command::new("ip")

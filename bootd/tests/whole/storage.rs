@@ -5,7 +5,7 @@ use nix::sys::signal::Signal;
 use tonic::Code;
 
 use crate::site::Site;
-use crate::{namespace, runtime, settle};
+use crate::{on_a_site, settle};
 
 fn at(volume: &str, snapshot: &str) -> edge::SnapshotRequest {
     edge::SnapshotRequest { volume: volume.to_owned(), snapshot: snapshot.to_owned() }
@@ -19,24 +19,15 @@ async fn volume(site: &Site, id: &str) -> Option<edge::StoredVolume> {
 
 #[test]
 fn control_takes_snapshots_and_clones_which_outlive_bootd() {
-    if !namespace::enter(
-        "storage::control_takes_snapshots_and_clones_which_outlive_bootd",
-        super::LINKS,
-    ) {
-        return;
-    }
-    let dir = tempfile::tempdir().expect("temporary directory");
-    let mut site = Site::new(dir.path());
-    site.start();
-    let root = "shop-web-1";
-    let clone = edge::CloneRequest {
-        volume: root.to_owned(),
-        snapshot: "golden".to_owned(),
-        id: "copy".to_owned(),
-        farm: "shop".to_owned(),
-    };
-    runtime().block_on(async {
-        settle(&site).await;
+    let test = "storage::control_takes_snapshots_and_clones_which_outlive_bootd";
+    on_a_site(test, async |site| {
+        let root = "shop-web-1";
+        let clone = edge::CloneRequest {
+            volume: root.to_owned(),
+            snapshot: "golden".to_owned(),
+            id: "copy".to_owned(),
+            farm: "shop".to_owned(),
+        };
         let mut storage = site.storage().await;
         storage.snapshot(at(root, "golden")).await.expect("a snapshot");
         let again = storage.snapshot(at(root, "golden")).await.expect_err("it has one");
@@ -50,7 +41,7 @@ fn control_takes_snapshots_and_clones_which_outlive_bootd() {
             let taken = edge::CloneRequest { id: id.to_owned(), ..clone.clone() };
             let refused = storage.clone_snapshot(taken).await.expect_err(id);
             assert_eq!(refused.code(), Code::InvalidArgument, "{id}: {refused}");
-            assert!(volume(&site, id).await.is_none(), "{id} was made");
+            assert!(volume(site, id).await.is_none(), "{id} was made");
         }
         storage.clone_snapshot(clone).await.expect("a clone");
         let size_bytes = 8 << 20;
@@ -67,14 +58,12 @@ fn control_takes_snapshots_and_clones_which_outlive_bootd() {
             edge::FarmPolicy { farm: "shop".to_owned(), most_bytes: 1 << 30, ..Default::default() };
         let policy = edge::StoragePolicy { farms: vec![farm], volumes: Vec::new() };
         storage.set_policy(policy).await.expect("taken");
-    });
-    site.end(Signal::SIGKILL);
-    site.start();
-    runtime().block_on(async {
-        settle(&site).await;
-        let copy = volume(&site, "copy").await.expect("the clone is still there");
+        site.end(Signal::SIGKILL);
+        site.start();
+        settle(site).await;
+        let copy = volume(site, "copy").await.expect("the clone is still there");
         assert!(copy.clone && copy.size_bytes == 8 << 20 && copy.farm == "shop");
-        let snapshots = volume(&site, root).await.expect("the root volume").snapshots;
+        let snapshots = volume(site, root).await.expect("the root volume").snapshots;
         assert_eq!(snapshots[0].name, "golden");
         let mut storage = site.storage().await;
         let request = |id: &str| edge::VolumeRequest { volume: id.to_owned() };
@@ -83,7 +72,6 @@ fn control_takes_snapshots_and_clones_which_outlive_bootd() {
         storage.delete_snapshot(at(root, "golden")).await.expect("forgotten");
         storage.delete_clone(request("copy")).await.expect("deleted");
         storage.delete_clone(request("copy")).await.expect("gone already");
-        assert_eq!(volume(&site, "copy").await, None);
+        assert_eq!(volume(site, "copy").await, None);
     });
-    site.end(Signal::SIGTERM);
 }
