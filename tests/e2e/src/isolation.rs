@@ -1,11 +1,12 @@
 //! What an intruder on a node tries, and must not achieve.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::net::Ipv4Addr;
 use std::process::Output;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -23,13 +24,33 @@ async fn succeeds(site: &Site, node: &str, command: &str) -> anyhow::Result<bool
 }
 
 /// Opens a TCP connection, with busybox, and closes it again.
-fn connect(address: impl std::fmt::Display, port: u16) -> String {
+fn connect(address: impl Display, port: impl Display) -> String {
     format!("nc -w 1 {address} {port} -e /bin/true")
 }
 
 async fn cannot(site: &Site, node: &str, what: &str, command: &str) -> anyhow::Result<()> {
     ensure!(!succeeds(site, node, command).await?, "{node} can {what}: {command}");
     Ok(())
+}
+
+/// Begins a line that tells of a command that succeeded.
+const DONE: &str = "done: ";
+
+/// Tries ARP, ping and TCP on all targets at once, since each attempt waits for its time limit: first
+/// as if the address were on the own wire, and then as if bootd were its router.
+fn attempts(targets: &[(String, Vec<u16>)], router: &str) -> String {
+    let connect = connect("$1", "$p");
+    let mut script = format!(
+        "t() {{ \"$@\" >/dev/null 2>&1 && echo \"{DONE}$*\"; }}; \
+         f() {{ ip route replace $1/32 dev eth0 || return; t arping -c 2 -w 2 -I eth0 $1; \
+         arp -i eth0 -s $1 {router} || return; t ping -c 1 -W 1 $1; \
+         for p in $2; do t {connect}; done; echo tried $1; }}; "
+    );
+    for (address, ports) in targets {
+        let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+        script.push_str(&format!("f {address} '{}' & ", ports.join(" ")));
+    }
+    script + "wait"
 }
 
 /// The subnet's first host address: bootd's.
@@ -59,6 +80,14 @@ pub async fn bank_sees_nothing_of_shop(site: &Site, time: Timeline) -> anyhow::R
         .and_then(|fields| fields.get(3).map(|mac| (*mac).to_owned()))
         .context("the node knows no Ethernet address of its bootd")?;
 
+    // And that an attempt which succeeds is told.
+    let own_ports = (own_text.clone(), vec![3260, 7100]);
+    let output = shell.shell(&attempts(&[own_ports], &router), PATIENCE).await?;
+    for (tool, times) in [("arping", 1), ("nc", 2)] {
+        let told = output.matches(&format!("{DONE}{tool} ")).count();
+        ensure!(told == times, "{node} tells {told} of {times} successes of {tool}: {output}");
+    }
+
     let mut targets: Vec<(String, Vec<u16>)> = Vec::new();
     for member in shop.tiers.iter().flat_map(|tier| &tier.members) {
         targets.push((member.address.clone(), vec![80, 8404, 22]));
@@ -68,15 +97,13 @@ pub async fn bank_sees_nothing_of_shop(site: &Site, time: Timeline) -> anyhow::R
     targets.push(("10.255.0.2".to_owned(), vec![6640, 7443]));
     targets.push(("10.255.0.1".to_owned(), vec![7000, 9001]));
     let count = targets.len();
-    for (address, ports) in targets {
-        // As if every address were on the own wire, and then as if bootd were its router.
-        shell.shell(&format!("ip route replace {address}/32 dev eth0"), PATIENCE).await?;
-        cannot(site, &node, "ARP", &format!("arping -c 2 -w 2 -I eth0 {address}")).await?;
-        shell.shell(&format!("arp -i eth0 -s {address} {router}"), PATIENCE).await?;
-        cannot(site, &node, "ping", &format!("ping -c 1 -W 1 {address}")).await?;
-        for port in ports {
-            cannot(site, &node, "connect", &connect(&address, port)).await?;
-        }
+    let output = shell.shell(&attempts(&targets, &router), PATIENCE).await?;
+    if let Some(feat) = output.lines().find(|line| line.starts_with(DONE)) {
+        bail!("{node} can {feat}");
+    }
+    for (address, _) in &targets {
+        let tried = output.lines().any(|line| line == format!("tried {address}"));
+        ensure!(tried, "{node} did not get to trying {address}: {output}");
     }
     for tier in &shop.tiers {
         for member in &tier.members {
