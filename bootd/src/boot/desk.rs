@@ -198,7 +198,8 @@ impl Desk {
             mac: request.mac,
             uuid: request.uuid,
             circuit: circuit.as_ref(),
-            boots: request.client != Client::Plain,
+            renews: (request.client == Client::Plain && request.kind == Kind::Request)
+                .then_some(request.ciaddr),
         };
         let identity = identify(&desired, facts);
         self.heard_dhcp(segment, &identity);

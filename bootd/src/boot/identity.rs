@@ -5,6 +5,8 @@
 //! client identifier is ignored: firmware, iPXE and operating system each send another one, and a
 //! node has one address through all of them.
 
+use std::net::Ipv4Addr;
+
 use croft_proto::{CircuitId, MacAddr, SegmentName};
 use uuid::Uuid;
 
@@ -21,8 +23,9 @@ pub(crate) struct Facts<'a> {
     pub uuid: Option<[u8; 16]>,
     /// What a relay calls the switch port that it came from.
     pub circuit: Option<&'a CircuitId>,
-    /// It wants to boot: an operating system's own request, which may go past the relay, does not.
-    pub boots: bool,
+    /// The address that it says it has and wants to keep (RFC 2131 section 4.3.2, RENEWING): such a
+    /// request of an operating system goes past the relay.
+    pub renews: Option<Ipv4Addr>,
 }
 
 /// Who that is.
@@ -72,14 +75,14 @@ pub(crate) fn identify<'a>(desired: &'a Desired, facts: Facts<'_>) -> Identity<'
     if node.boot_nic() != facts.mac {
         return Identity::OtherNic(node);
     }
-    let elsewhere = node.circuit.is_some() && named.is_none();
-    if elsewhere && (facts.boots || facts.circuit.is_some()) {
+    let assignment = desired.assignments.get(&node.name);
+    let renews = facts.renews.is_some() && facts.renews == assignment.map(|held| held.address);
+    let past_the_relay = facts.circuit.is_none() && renews;
+    if node.circuit.is_some() && named.is_none() && !past_the_relay {
         let why = "its MAC address asked on another switch port than its own";
         return Identity::OtherPort { node, why };
     }
-    let Some(assignment) = desired.assignments.get(&node.name) else {
-        return Identity::Idle(node);
-    };
+    let Some(assignment) = assignment else { return Identity::Idle(node) };
     let spoken = facts.uuid.zip(node.uuid).map(|(raw, known)| same_uuid(raw, known));
     if assignment.segment != *facts.segment {
         return Identity::Elsewhere { assignment, genuine: spoken == Some(true) };
@@ -103,7 +106,7 @@ mod tests {
 
     fn facts<'a>(segment: &'a SegmentName, mac: &str, uuid: Option<Uuid>) -> Facts<'a> {
         let (mac, uuid) = (mac.parse().expect("MAC"), uuid.map(Uuid::into_bytes));
-        Facts { segment, mac, uuid, circuit: None, boots: true }
+        Facts { segment, mac, uuid, circuit: None, renews: None }
     }
 
     #[test]
@@ -112,30 +115,33 @@ mod tests {
         state.nodes[0].circuit_id = b"port1".to_vec();
         let desired = crate::desired::check(&state).expect("good");
         let shop: SegmentName = "shop".parse().expect("name");
-        let who = |mac: &str, circuit: Option<&str>, boots: bool| {
+        let who = |mac: &str, circuit: Option<&str>, renews: Option<Ipv4Addr>| {
             let circuit: Option<CircuitId> = circuit.map(|text| text.parse().expect("circuit"));
             let circuit = circuit.as_ref();
-            match identify(&desired, Facts { circuit, boots, ..facts(&shop, mac, None) }) {
+            match identify(&desired, Facts { circuit, renews, ..facts(&shop, mac, None) }) {
                 Identity::OtherPort { node, why } => format!("{}: {why}", node.name),
                 Identity::Member { node, .. } => node.name.to_string(),
                 Identity::Unknown => "unknown".to_owned(),
                 other => format!("{other:?}"),
             }
         };
+        let own = Some(desired.assignments[&"n1".parse().expect("name")].address);
         let (n1, n2) = ("52:54:00:00:01:00", "52:54:00:00:02:00");
-        assert_eq!(who(n1, Some("port1"), true), "n1");
+        assert_eq!(who(n1, Some("port1"), None), "n1");
         let another = "n1: another MAC address asked on its switch port";
-        assert_eq!(who(n2, Some("port1"), true), another);
-        assert_eq!(who("52:54:00:00:99:00", Some("port1"), false), another);
+        assert_eq!(who(n2, Some("port1"), None), another);
+        assert_eq!(who("52:54:00:00:99:00", Some("port1"), own), another);
         let away = "n1: its MAC address asked on another switch port than its own";
-        assert_eq!(who(n1, Some("port2"), true), away);
-        assert_eq!(who(n1, Some("port2"), false), away);
-        assert_eq!(who(n1, None, true), away);
-        assert_eq!(who(n1, None, false), "n1", "its operating system renews past the relay");
+        assert_eq!(who(n1, Some("port2"), None), away);
+        assert_eq!(who(n1, Some("port2"), own), away);
+        assert_eq!(who(n1, None, None), away);
+        assert_eq!(who(n1, None, own), "n1", "its operating system renews past the relay");
+        let other = Some(Ipv4Addr::new(10, 20, 1, 11));
+        assert_eq!(who(n1, None, other), away, "not its own address");
         // Of the others no port is known.
-        assert_eq!(who(n2, Some("port7"), true), "n2");
-        assert_eq!(who(n2, None, true), "n2");
-        assert_eq!(who("52:54:00:00:99:00", Some("port7"), true), "unknown");
+        assert_eq!(who(n2, Some("port7"), None), "n2");
+        assert_eq!(who(n2, None, None), "n2");
+        assert_eq!(who("52:54:00:00:99:00", Some("port7"), None), "unknown");
     }
 
     #[test]

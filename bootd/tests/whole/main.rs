@@ -278,8 +278,13 @@ fn a_switch_port_that_a_relay_names_decides() {
         let another = "52:54:00:00:09:09".parse().expect("MAC");
         let answer = try_to_ask(another, DISCOVER, &[BIOS[0], BIOS[1], own]).await;
         assert!(answer.is_none(), "another MAC was answered on the node's port: {answer:?}");
-        // Its operating system renews past the relay.
-        assert_eq!(ask(mac(), REQUEST, &[(50, &[10, 20, 1, 10])]).await.kind, ACK);
+        // Its operating system renews past the relay the address that it has, and no other.
+        let asked = try_to_ask(mac(), REQUEST, &[(50, &[10, 20, 1, 10])]).await;
+        assert!(asked.is_none(), "nobody knows where that came from: {asked:?}");
+        sh("ip addr add 10.20.1.10/24 dev node0 && ip addr add 10.20.1.11/24 dev node0");
+        assert!(node::renew([10, 20, 1, 11].into()).await.is_none(), "another's address");
+        let renewed = node::renew(node::ADDRESS).await.expect("a DHCP answer");
+        assert_eq!((renewed.kind, renewed.address), (ACK, node::ADDRESS));
 
         let request = edge::EventsRequest { after: 0 };
         let mut events = site.control().await.events(request).await.expect("events").into_inner();

@@ -25,6 +25,11 @@ pub async fn try_to_ask(mac: MacAddr, kind: u8, options: &[dhcp::Option<'_>]) ->
     ask_for(mac, kind, options, Duration::from_secs(1)).await
 }
 
+/// Asks to keep an address that it has; none: no answer within a second.
+pub async fn renew(own: Ipv4Addr) -> Option<Lease> {
+    dhcp::renew(DEVICE, mac(), own, Duration::from_secs(1)).await.expect("sent")
+}
+
 async fn ask_for(
     mac: MacAddr,
     kind: u8,

@@ -59,9 +59,31 @@ pub async fn ask(
     options: &[Option<'_>],
     patience: Duration,
 ) -> io::Result<std::option::Option<Lease>> {
+    exchange(device, request(mac, kind, Ipv4Addr::UNSPECIFIED, options), patience).await
+}
+
+/// As [`ask`], for an operating system that wants to keep the address that it has.
+///
+/// # Errors
+/// The device is gone or cannot send.
+pub async fn renew(
+    device: &str,
+    mac: MacAddr,
+    own: Ipv4Addr,
+    patience: Duration,
+) -> io::Result<std::option::Option<Lease>> {
+    exchange(device, request(mac, REQUEST, own, &[]), patience).await
+}
+
+async fn exchange(
+    device: &str,
+    mut request: Vec<u8>,
+    patience: Duration,
+) -> io::Result<std::option::Option<Lease>> {
     let socket = socket(device)?;
     let id = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
-    socket.send_to(&request(id, mac, kind, options), (Ipv4Addr::BROADCAST, 67)).await?;
+    request[4..8].copy_from_slice(&id);
+    socket.send_to(&request, (Ipv4Addr::BROADCAST, 67)).await?;
     let wait = async {
         let mut answer = vec![0; 1500];
         loop {
@@ -86,10 +108,10 @@ fn socket(device: &str) -> io::Result<UdpSocket> {
     UdpSocket::from_std(socket.into())
 }
 
-fn request(id: [u8; 4], mac: MacAddr, kind: u8, options: &[Option<'_>]) -> Vec<u8> {
+fn request(mac: MacAddr, kind: u8, own: Ipv4Addr, options: &[Option<'_>]) -> Vec<u8> {
     let mut bytes = vec![0; 236];
     bytes[..3].copy_from_slice(&[1, 1, 6]);
-    bytes[4..8].copy_from_slice(&id);
+    bytes[12..16].copy_from_slice(&own.octets());
     bytes[28..34].copy_from_slice(&mac.octets());
     bytes.extend_from_slice(&[99, 130, 83, 99, 53, 1, kind]);
     for (code, data) in options {
