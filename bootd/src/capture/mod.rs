@@ -10,7 +10,7 @@ mod sieve;
 mod socket;
 mod target;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -83,7 +83,10 @@ pub enum CaptureError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// What bootd keeps cannot be read.
-    #[error("what bootd has kept cannot be read; run this as root, or as bootd's user")]
+    #[error(
+        "the desired state that bootd keeps cannot be read: run this as root, or as bootd's user; if the \
+         file is damaged, say what to capture with --mac and --device, without --config"
+    )]
     Kept {
         /// Why.
         #[source]
@@ -230,12 +233,37 @@ struct Taps {
     open: HashMap<DeviceName, (u32, AbortHandle)>,
     tasks: JoinSet<()>,
     interfaces: u32,
+    /// The devices as they were last read.
+    known: Option<BTreeSet<DeviceName>>,
+    /// Whether it was told that they cannot be read any more.
+    unread: bool,
 }
 
 impl Taps {
     fn new(book: Book, macs: Vec<MacAddr>, more: More) -> Self {
         let (open, tasks) = (HashMap::new(), JoinSet::new());
-        Self { book, macs, more, open, tasks, interfaces: 0 }
+        Self { book, macs, more, open, tasks, interfaces: 0, known: None, unread: false }
+    }
+
+    /// The devices to listen on. A capture that has begun goes on with those that it knows when what
+    /// bootd keeps cannot be read any more.
+    fn wanted(&mut self) -> Result<BTreeSet<DeviceName>, CaptureError> {
+        match (self.book.devices(), &self.known) {
+            (Ok(devices), _) => {
+                self.unread = false;
+                self.known = Some(devices.clone());
+                Ok(devices)
+            }
+            (Err(error), Some(known)) => {
+                if !self.unread {
+                    let error = croft_proto::with_causes(&error);
+                    tracing::warn!(error, "new segments are not seen until that is mended");
+                }
+                self.unread = true;
+                Ok(known.clone())
+            }
+            (Err(error), None) => Err(error),
+        }
     }
 
     /// Opens devices that have come and closes those that have gone.
@@ -246,7 +274,7 @@ impl Taps {
     ) -> Result<(), CaptureError> {
         // The ended ones are not waited for elsewhere.
         while self.tasks.try_join_next().is_some() {}
-        let wanted = self.book.devices()?;
+        let wanted = self.wanted()?;
         self.open.retain(|device, (index, task)| {
             let there = wanted.contains(device) && socket::index(device) == Some(*index);
             let stays = there && !task.is_finished();

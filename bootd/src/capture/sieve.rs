@@ -6,7 +6,8 @@
 //! ```text
 //! ARP, DHCP, DHCPv6, router and neighbour discovery   whole: nothing in them is secret
 //! TFTP                 all but the data
-//! HTTP (port 80)       the head of a request or answer, if it begins and ends in the frame
+//! HTTP (port 80)       the head of a request or answer, if it begins and ends in the frame, up to a line
+//!                      with credentials
 //! iSCSI (port 3260)    only if asked for; a PDU's basic header, if the PDU is all that the frame has
 //! ICMP errors          as much of what they quote as has its addresses and ports
 //! fragments            their IP header
@@ -26,6 +27,11 @@ const REMEMBERED: usize = 64;
 
 /// Longest head of an HTTP request or answer that is kept.
 const HEAD: usize = 2048;
+
+/// Lines of a head that carry credentials (RFC 9110 section 11.6, RFC 6265 section 4): a node's own
+/// programs ask other servers, too.
+const CREDENTIALS: [&[u8]; 4] =
+    [b"authorization:", b"proxy-authorization:", b"cookie:", b"set-cookie:"];
 
 /// Bytes before an Ethernet frame's payload.
 const ETHERNET: usize = 14;
@@ -276,7 +282,19 @@ fn head(data: &[u8]) -> usize {
         return 0;
     }
     let first = &data[..data.len().min(HEAD)];
-    first.windows(4).position(|end| end == b"\r\n\r\n").map_or(0, |at| at + 4)
+    let Some(end) = first.windows(4).position(|end| end == b"\r\n\r\n") else { return 0 };
+    let mut kept = 0;
+    for line in first[..end + 4].split_inclusive(|byte| *byte == b'\n') {
+        let names = |name: &&[u8]| {
+            line.split_at_checked(name.len())
+                .is_some_and(|(start, _)| start.eq_ignore_ascii_case(name))
+        };
+        if CREDENTIALS.iter().any(names) {
+            break;
+        }
+        kept += line.len();
+    }
+    kept
 }
 
 /// The bytes of a basic header (RFC 7143 section 11.2.1), if the data are one PDU and nothing else: a

@@ -167,6 +167,19 @@ fn fragments_and_errors_are_kept_as_far_as_their_headers() {
 }
 
 #[test]
+fn a_head_is_kept_up_to_its_credentials() {
+    let head = "GET /boot/script HTTP/1.1\r\nHost: here\r\n";
+    for line in ["Cookie: SECRET", "authorization: Basic SECRET", "SET-COOKIE: a=SECRET"] {
+        let whole = format!("{head}{line}\r\nAccept: any\r\n\r\n");
+        let frame = frame(NODE, BOOTD, IPV4, &tcp(40_000, 80, whole.as_bytes()));
+        assert_eq!(sieve(More::default()).keep(&frame), Some(14 + 20 + 32 + head.len()), "{line}");
+    }
+    let whole = format!("{head}Cookies: none\r\n\r\n");
+    let frame = frame(NODE, BOOTD, IPV4, &tcp(40_000, 80, whole.as_bytes()));
+    assert_eq!(sieve(More::default()).keep(&frame), Some(frame.len()));
+}
+
+#[test]
 fn between_the_ports_of_http_and_iscsi_it_is_iscsi() {
     let both = frame(NODE, BOOTD, IPV4, &tcp(80, 3260, b"GET / HTTP/1.1\r\n\r\n"));
     assert_eq!(sieve(More::default()).keep(&both), None);

@@ -82,6 +82,7 @@ mod tests {
     use croft_proto::Generation;
 
     use super::*;
+    use crate::capture::{More, Taps};
     use crate::desired::Holder;
 
     #[derive(Debug, Parser)]
@@ -138,8 +139,11 @@ mod tests {
         let known = book.macs(&n1).expect("known");
         assert_eq!(known.iter().map(ToString::to_string).collect::<Vec<_>>(), macs);
         assert_eq!(names(&book.devices().expect("read")), ["seg10"]);
+        let mut begun = Taps::new(book, known, More::default());
+        assert_eq!(names(&begun.wanted().expect("read")), ["seg10"]);
         std::fs::write(dir.path().join("state/desired.state"), "nonsense").expect("written");
-        assert!(matches!(book.devices(), Err(CaptureError::Kept { .. })));
+        assert!(matches!(begun.book.devices(), Err(CaptureError::Kept { .. })));
+        assert_eq!(names(&begun.wanted().expect("as before")), ["seg10"], "a capture goes on");
     }
 
     #[test]
