@@ -18,7 +18,7 @@ export CROFT_IMAGE_DIR := $(IMAGES)
 .PHONY: help run shell demo soak fuzz conformance clean
 .PHONY: packages build programs agent images image-store
 .PHONY: lint format clippy test test-programs test-scenarios test-others
-.PHONY: bench bench-boot bench-dhcp bench-iscsi
+.PHONY: bench bench-boot bench-dhcp bench-iscsi bench-tftp
 
 help:
 	@echo "make run    a virtual rack with a farm in it, until Ctrl-C"
@@ -28,7 +28,7 @@ help:
 	@echo "make soak   ten thousand crashes of a volume store (CROFT_CRASH_SEEDS=N for another number)"
 	@echo "make fuzz   every fuzz target in turn (SECONDS_EACH=n; TARGETS='a b' for those whose names hold a or b)"
 	@echo "make conformance  libiscsi's conformance suite against bootd's iSCSI target"
-	@echo "make bench  every benchmark against its peers; one by one: bench-boot, bench-dhcp, bench-iscsi"
+	@echo "make bench  every benchmark against its peers; one by one: bench-boot, bench-dhcp, bench-iscsi, bench-tftp"
 	@echo "            (ROWS='a b' for rows whose names hold a or b, PAIRS=n for n pairs of each)"
 
 # The one step that needs root; says what it installs.
@@ -111,7 +111,7 @@ $(CARGO_FUZZ):
 fuzz: packages $(CARGO_FUZZ)
 	CARGO_FUZZ=$(CARGO_FUZZ) fuzz/run --dir $(BUILD)/fuzz --seconds $(SECONDS_EACH) $(TARGETS)
 
-bench: bench-iscsi bench-dhcp bench-boot
+bench: bench-iscsi bench-dhcp bench-tftp bench-boot
 
 # Alternating pairs of each row, and which rows; docs/benchmarks.md.
 PAIRS ?= 7
@@ -125,6 +125,10 @@ bench-iscsi: build
 bench-dhcp: build
 	@tests/install-packages kea-dhcp4-server kea-admin ethtool
 	$(BENCH) dhcp --dir $(BUILD)/bench-dhcp --pairs $(PAIRS)
+
+bench-tftp: build
+	@tests/install-packages ethtool
+	$(BENCH) tftp --dir $(BUILD)/bench-tftp --pairs $(PAIRS)
 
 bench-boot: images
 	$(RACK) --dir $(BUILD)/bench-boot -- $(E2E) bench-boot --pairs $(PAIRS)

@@ -1,4 +1,5 @@
-//! Bounds what peers can hold open: so many connections in all, and so many from one address.
+//! Bounds what peers can hold open: so many connections (or TFTP transfers) in all, and so many from
+//! one address.
 
 use std::collections::HashMap;
 use std::io;

@@ -9,6 +9,8 @@ use crate::test_support::{self, RUNTIME};
 
 pub(super) const SERVER: Ipv4Addr = Ipv4Addr::new(127, 20, 1, 1);
 pub(super) const MEMBER: Ipv4Addr = Ipv4Addr::new(127, 20, 1, 10);
+#[cfg(test)]
+pub(super) const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(127, 20, 1, 11);
 pub(super) const STRANGER: Ipv4Addr = Ipv4Addr::new(127, 20, 1, 99);
 
 /// A desk whose segment `shop` is on the loopback device.

@@ -3,7 +3,8 @@
 //! async-tftp runs all transfers of a server in one future and holds its handler while a file is
 //! opened, which is why there is one server per segment and opening takes no time. It ignores a
 //! client's ERROR packet: UEFI asks for a file's size and drops that transfer, so retries are few and
-//! short. The client may choose none of the limits.
+//! short. The client may choose none of the limits, and one address has a few transfers at once only:
+//! a client that acknowledges nothing keeps its own places, and nobody else's.
 
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
@@ -22,17 +23,25 @@ use async_tftp::server::{Handler, TftpServerBuilder};
 use bytes::Bytes;
 use croft_proto::SegmentName;
 use futures::io::{AsyncRead, Sink};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::boot::Desk;
+use crate::gate::{Gate, Pass};
 use crate::trace::{Seen, Service, Stage, TOUCH};
 
 /// UDP port of TFTP servers.
 pub(crate) const PORT: u16 = 69;
 
-/// Transfers of one segment at once.
+/// Transfers of one segment at once, and of one client. Firmware asks for the size first, and asks anew
+/// from another port when an answer is lost: what it gave up keeps its place for as long as the
+/// retries take.
 const MAX_TRANSFERS: usize = 256;
+const MAX_EACH: usize = 8;
+
+/// Time until a window is sent again, and how often that is done: six seconds until a client that is
+/// gone is given up.
+const PATIENCE: Duration = Duration::from_secs(1);
+const RETRIES: u32 = 5;
 
 /// Longest block, in bytes, and window, in blocks, that a client may choose (RFC 2348, RFC 7440).
 const MAX_BLOCK: u16 = 1468;
@@ -103,12 +112,12 @@ pub(crate) async fn serve(
     desk: Arc<Desk>,
     cancel: CancellationToken,
 ) -> Result<(), async_tftp::Error> {
-    let transfers = Arc::new(Semaphore::new(MAX_TRANSFERS));
-    let files = Files { segment, programs, desk, transfers };
+    let gate = Gate::new(MAX_TRANSFERS, MAX_EACH);
+    let files = Files { segment, programs, desk, gate };
     let server = TftpServerBuilder::with_handler(files)
         .std_socket(socket)?
-        .timeout(Duration::from_secs(1))
-        .max_send_retries(5)
+        .timeout(PATIENCE)
+        .max_send_retries(RETRIES)
         .ignore_client_timeout()
         .block_size_limit(MAX_BLOCK)
         .window_size_limit(MAX_WINDOW)
@@ -124,7 +133,7 @@ struct Files {
     segment: SegmentName,
     programs: Arc<Programs>,
     desk: Arc<Desk>,
-    transfers: Arc<Semaphore>,
+    gate: Gate,
 }
 
 impl Files {
@@ -134,8 +143,8 @@ impl Files {
         }
         let name = path.to_str().ok_or(Refusal::FileNotFound)?;
         let rest = self.programs.get(name).ok_or(Refusal::FileNotFound)?;
-        let permit = Arc::clone(&self.transfers).try_acquire_owned();
-        let permit = permit.map_err(|_| Refusal::Msg("too many transfers, ask again".into()))?;
+        let pass = self.gate.admit(client.to_canonical());
+        let pass = pass.ok_or_else(|| Refusal::Msg("too many transfers, ask again".into()))?;
         tracing::debug!(segment = %self.segment, %client, file = name, "TFTP transfer");
         let size = rest.len() as u64;
         let begun = Noted {
@@ -147,7 +156,7 @@ impl Files {
             begun: Instant::now(),
             touched: Instant::now(),
         };
-        Ok((Transfer { rest, noted: begun, _permit: permit }, Some(size)))
+        Ok((Transfer { rest, noted: begun, _pass: pass }, Some(size)))
     }
 }
 
@@ -177,7 +186,7 @@ impl Handler for Files {
 struct Transfer {
     rest: Bytes,
     noted: Noted,
-    _permit: OwnedSemaphorePermit,
+    _pass: Pass,
 }
 
 /// What is noted of a transfer when it is over.

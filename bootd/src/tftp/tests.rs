@@ -2,7 +2,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 
 use proptest::prelude::*;
 
-use super::fuzz::{MEMBER, SERVER, STRANGER, desk, socket};
+use super::fuzz::{MEMBER, NEIGHBOUR, SERVER, STRANGER, desk, socket};
 use super::*;
 
 const PROGRAM: &[u8] = &[0x5a; 3000];
@@ -127,23 +127,30 @@ proptest! {
     }
 }
 
+/// Asks for a window of the program, and says nothing more; whether the server began.
+fn ask_and_fall_silent(socket: &UdpSocket, server: SocketAddr) -> bool {
+    let request = [&read_request("snponly.efi")[..], b"windowsize\x0016\0"].concat();
+    let mut packet = [0; 600];
+    let (length, _) = ask(socket, server, &request, &mut packet);
+    match packet[..length] {
+        [0, 6, ..] => true,
+        [0, 5, 0, 0, ..] => false,
+        ref other => panic!("neither the options nor a refusal: {other:?}"),
+    }
+}
+
 #[test]
-fn readers_that_stop_reading_take_no_place_for_ever() {
+fn a_client_that_acknowledges_nothing_keeps_its_own_places_only_and_not_for_ever() {
     beside_a_server(|server| {
-        // More than there are places; each asks for a window and says nothing more.
-        let silent: Vec<UdpSocket> = (0..MAX_TRANSFERS + 8)
-            .map(|_| {
-                let socket = socket(MEMBER);
-                let request = [&read_request("snponly.efi")[..], b"windowsize\x0016\0"].concat();
-                socket.send_to(&request, server).expect("sent");
-                socket
-            })
-            .collect();
-        let end = std::time::Instant::now() + Duration::from_secs(60);
+        let silent: Vec<UdpSocket> = (0..4 * MAX_EACH).map(|_| socket(MEMBER)).collect();
+        let begun = silent.iter().filter(|socket| ask_and_fall_silent(socket, server)).count();
+        assert_eq!(begun, MAX_EACH);
+        assert_eq!(fetch(server, NEIGHBOUR, "snponly.efi").as_deref(), Ok(PROGRAM));
+        assert_eq!(fetch(server, MEMBER, "snponly.efi"), Err(0), "there is a place left");
+        let end = Instant::now() + Duration::from_secs(60);
         while fetch(server, MEMBER, "snponly.efi").is_err() {
-            assert!(std::time::Instant::now() < end, "no place becomes free");
+            assert!(Instant::now() < end, "no place becomes free");
             std::thread::sleep(Duration::from_millis(100));
         }
-        drop(silent);
     });
 }

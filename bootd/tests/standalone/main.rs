@@ -5,6 +5,7 @@ mod client;
 mod kills;
 mod relay;
 mod site;
+mod tftp;
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};

@@ -107,10 +107,14 @@ impl Site {
         std::fs::read_to_string(self.dir.join("state/events.jsonl")).unwrap_or_default()
     }
 
-    /// Sends it a signal. `ip netns exec` has become bootd itself.
+    /// Its process id. `ip netns exec` has become bootd itself.
+    pub fn pid(&self) -> u32 {
+        self.bootd.as_ref().expect("bootd runs").id()
+    }
+
+    /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
-        let id = self.bootd.as_ref().expect("bootd runs").id();
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(id).expect("a pid"));
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.pid()).expect("a pid"));
         nix::sys::signal::kill(pid, signal).expect("signalled");
     }
 

@@ -4,7 +4,9 @@
 #![forbid(unsafe_code)]
 
 mod dhcp;
+mod fabric;
 mod iscsi;
+mod tftp;
 
 use clap::Parser;
 
@@ -15,11 +17,14 @@ enum Bench {
     Iscsi(iscsi::Options),
     /// DHCP beside Kea.
     Dhcp(dhcp::Options),
+    /// TFTP beside dnsmasq.
+    Tftp(tftp::Options),
 }
 
 fn main() -> anyhow::Result<()> {
     match Bench::parse() {
         Bench::Iscsi(options) => iscsi::bench(&options),
         Bench::Dhcp(options) => dhcp::bench(&options),
+        Bench::Tftp(options) => tftp::bench(&options),
     }
 }

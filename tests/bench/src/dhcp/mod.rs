@@ -11,17 +11,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use croft_bench::process::{CLIENT_CPU, Server, finish};
+use croft_bench::process::{Server, finish};
 use croft_bench::report::{higher, median, report};
 use croft_bench::{alternate, zip};
-use croft_test_support::namespace::{enter_program, sh};
 use generator::{Generator, Load, Outcome};
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
 
-/// The clients' end of the pair.
-const DEVICE: &str = "node0";
-const LINKS: &[(&str, &str)] = &[(DEVICE, servers::DEVICE)];
+use crate::fabric::{self, CLIENT_DEVICE as DEVICE};
 
 /// Machines. bootd lets a subnet begin 2,048 new leases at once, and then 128 a second.
 const CLIENTS: usize = 2000;
@@ -48,19 +43,11 @@ pub struct Options {
 /// Measures all rows.
 pub fn bench(options: &Options) -> anyhow::Result<()> {
     ensure!(options.pairs > 0 && options.seconds > 0, "at least one pair, and one second");
-    if let Some(status) = enter_program(LINKS) {
-        ensure!(status.success(), "the benchmark ended with {status} in its namespaces");
+    if !fabric::enter()? {
         return Ok(());
     }
     std::fs::create_dir_all(&options.dir)?;
     let dir = options.dir.canonicalize()?;
-    sh(&format!("ip addr add 10.99.255.254/16 dev {DEVICE}"));
-    // Checksums of datagrams are otherwise left to hardware that is not there.
-    sh(&format!("ethtool -K {DEVICE} tx off"));
-    sh(&format!("ip netns exec fabric ethtool -K {} tx off", servers::DEVICE));
-    let mut cpu = CpuSet::new();
-    cpu.set(CLIENT_CPU)?;
-    sched_setaffinity(Pid::from_raw(0), &cpu)?;
     let time = Duration::from_secs(options.seconds);
     let kea_name = servers::kea_name()?;
     let generator = std::cell::RefCell::new(Generator::new(DEVICE, CLIENTS)?);

@@ -6,46 +6,16 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::Context;
-use croft_bench::process::{SERVER_CPU, Server, built, finish, pinned};
+use croft_bench::process::{Server, finish};
 use croft_proto::edge::edge_client::EdgeClient;
 use croft_proto::{Generation, common, edge};
 use croft_test_support::authority::Authority;
-use croft_test_support::namespace::sh;
 
 use super::generator::mac;
+use crate::fabric::{ADDRESS, SERVER_DEVICE as DEVICE, bootd, clear, give_address, in_fabric};
 
-/// The servers' end of the pair, and their address there.
-pub const DEVICE: &str = "seg0";
-const ADDRESS: &str = "10.99.0.1/16";
 const DOOR: &str = "10.255.0.2:7443";
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(20);
-
-fn in_fabric(program: impl AsRef<std::ffi::OsStr>) -> Command {
-    let mut command = pinned(SERVER_CPU, "ip");
-    command.args(["netns", "exec", "fabric"]).arg(program);
-    command
-}
-
-/// The device as it was at first: without an address, and nothing filtered.
-fn clear(dir: &Path) -> anyhow::Result<()> {
-    sh(&format!("ip -n fabric addr flush dev {DEVICE}"));
-    sh("ip netns exec fabric nft flush ruleset");
-    if dir.exists() {
-        std::fs::remove_dir_all(dir)?;
-    }
-    std::fs::create_dir_all(dir)?;
-    Ok(())
-}
-
-fn bootd(dir: &Path, rest: &str) -> anyhow::Result<Server> {
-    let shown = dir.display();
-    let text = format!("state_dir = '{shown}/state'\nimage_dir = '{shown}/images'\n{rest}");
-    let file = dir.join("bootd.toml");
-    std::fs::write(&file, text)?;
-    let mut command = in_fabric(built("croft-bootd")?);
-    command.arg("--config").arg(file).env("RUST_LOG", "warn");
-    Server::start("croft-bootd", &mut command, &dir.join("bootd.log"))
-}
 
 /// bootd with a pool of addresses, each lease on disk before it is acknowledged.
 pub fn alone(dir: &Path) -> anyhow::Result<Server> {
@@ -125,8 +95,7 @@ fn desired(clients: usize) -> edge::DesiredState {
 /// Kea with its default lease store, which appends each lease to a file, and two threads.
 pub fn kea(dir: &Path) -> anyhow::Result<Server> {
     clear(dir)?;
-    sh(&format!("ip -n fabric addr add {ADDRESS} dev {DEVICE}"));
-    sh(&format!("ip -n fabric link set {DEVICE} up"));
+    give_address();
     let leases = dir.join("leases.csv");
     let config = serde_json::json!({ "Dhcp4": {
         "interfaces-config": { "interfaces": [DEVICE] },
