@@ -148,15 +148,16 @@ pub fn flood(device: &'static str, per_second: u32, stop: &AtomicBool, count: &A
     }
 }
 
-/// Fetches a file of one block.
+/// Fetches a file of one block; asks again, as firmware does, when a packet is lost.
 pub fn tftp(own: Ipv4Addr, server: Ipv4Addr, file: &str) -> Vec<u8> {
-    try_tftp(own, server, file).expect("a file")
+    let mut tries = (0..10).map(|_| try_tftp(own, server, file));
+    tries.find_map(Result::ok).expect("a file")
 }
 
-/// The same from a server that may be away.
+/// Asks once, of a server that may be away or busy.
 pub fn try_tftp(own: Ipv4Addr, server: Ipv4Addr, file: &str) -> io::Result<Vec<u8>> {
     let socket = UdpSocket::bind((own, 0)).expect("socket");
-    socket.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
+    socket.set_read_timeout(Some(Duration::from_secs(1))).expect("timeout");
     let request = [b"\0\x01", file.as_bytes(), b"\0octet\0"].concat();
     socket.send_to(&request, (server, 69))?;
     let mut packet = [0; 1500];
