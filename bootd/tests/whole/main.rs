@@ -302,7 +302,7 @@ fn a_switch_port_that_a_relay_names_decides() {
 
 #[test]
 fn a_segment_reaches_its_own_address_of_bootd_and_no_other() {
-    on_a_site("a_segment_reaches_its_own_address_of_bootd_and_no_other", async |site| {
+    on_a_site("a_segment_reaches_its_own_address_of_bootd_and_no_other", async |_| {
         sh("ip addr add 10.20.1.10/24 dev node0");
         sh("ip route add 10.20.2.0/24 via 10.20.1.1");
         let connect = async |address: &str| {
