@@ -29,7 +29,7 @@ help:
 	@echo "make fuzz   every fuzz target in turn (SECONDS_EACH=n; TARGETS='a b' for those whose names hold a or b)"
 	@echo "make conformance  libiscsi's conformance suite against bootd's iSCSI target"
 	@echo "make bench  every benchmark against its peers; one by one: bench-boot, bench-dhcp, bench-iscsi, bench-tftp"
-	@echo "            (ROWS='a b' for rows whose names hold a or b, PAIRS=n for n pairs of each)"
+	@echo "            (PAIRS=n for n pairs of each; ROWS='a b' for rows whose names hold a or b: bench-iscsi, bench-boot)"
 
 # The one step that needs root; says what it installs.
 packages:
@@ -131,7 +131,7 @@ bench-tftp: build
 	$(BENCH) tftp --dir $(BUILD)/bench-tftp --pairs $(PAIRS)
 
 bench-boot: images
-	$(RACK) --dir $(BUILD)/bench-boot -- $(E2E) bench-boot --pairs $(PAIRS)
+	$(RACK) --dir $(BUILD)/bench-boot -- $(E2E) bench-boot --pairs $(PAIRS) $(ROWS)
 
 clean:
 	rm -rf $(BUILD)

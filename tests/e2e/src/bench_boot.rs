@@ -29,6 +29,14 @@ pub struct Options {
     /// Pairs of six nodes at once.
     #[arg(long, default_value_t = 3)]
     six_pairs: usize,
+    /// Rows whose names hold one of these words; all of them without any.
+    rows: Vec<String>,
+}
+
+impl Options {
+    fn wants(&self, row: &str) -> bool {
+        self.rows.is_empty() || self.rows.iter().any(|word| row.contains(word))
+    }
 }
 
 /// Who boots the nodes.
@@ -80,14 +88,23 @@ pub async fn bench(options: Options) -> anyhow::Result<()> {
     let peers = Peers::start(&site.rack, &format!("seg{PEER_VLAN}"), &payload, nodes.len()).await?;
     let mut bench = Bench { site, peers, image: version.to_string(), nodes, counter: 0, window: 0 };
     for (firmware, names) in [("bios", ["n1"]), ("uefi", ["n2"])] {
-        let mut stock = Vec::new();
-        let mut tuned = Vec::new();
+        let mut rows = [
+            (format!("boot-{firmware}"), "dnsmasq+tgt+nginx", Setup::Stock, Vec::new()),
+            (format!("boot-{firmware}-tuned"), "dnsmasq+tgt+nginx-tuned", Setup::Tuned, Vec::new()),
+        ];
         for round in 0..options.pairs {
-            stock.push(bench.pair(round, Setup::Stock, &names).await?);
-            tuned.push(bench.pair(round, Setup::Tuned, &names).await?);
+            for (row, _, setup, pairs) in &mut rows {
+                if options.wants(row) {
+                    pairs.push(bench.pair(round, *setup, &names).await?);
+                }
+            }
         }
-        report(&format!("boot-{firmware}"), "dnsmasq+tgt+nginx", &stock);
-        report(&format!("boot-{firmware}-tuned"), "dnsmasq+tgt+nginx-tuned", &tuned);
+        for (row, peer, _, pairs) in rows.iter().filter(|(.., pairs)| !pairs.is_empty()) {
+            report(row, peer, pairs);
+        }
+    }
+    if !options.wants("boot-six") {
+        return Ok(());
     }
     let all: Vec<String> = bench.nodes.iter().map(|(name, _)| name.clone()).collect();
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
