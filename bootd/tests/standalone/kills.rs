@@ -40,7 +40,7 @@ impl Machine<'_> {
     /// A boot as the firmware, iPXE and the boot script have it. None: a step failed, and the script
     /// or the firmware begins anew.
     fn try_boot(&mut self) -> Option<Account> {
-        let mut ask = |kind: u8, options: &[(u8, &[u8])]| {
+        let ask = |kind: u8, options: &[(u8, &[u8])]| {
             std::thread::sleep(PAUSE);
             self.client.dhcp(kind, options)
         };
