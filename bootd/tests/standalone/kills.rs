@@ -29,7 +29,8 @@ struct Booted {
 
 /// One machine: firmware, iPXE, and the operating system's login.
 struct Machine<'a> {
-    site: &'a str,
+    /// Path of its kernel.
+    kernel: &'a str,
     client: Client,
     /// Once it has one.
     address: Option<Ipv4Addr>,
@@ -69,7 +70,7 @@ impl Machine<'_> {
         let script = get("/boot/script")?;
         let firmware = Account::in_script(&script).expect("a login in the script");
         self.read(&firmware, 1)?;
-        get(self.site)?;
+        get(self.kernel)?;
         let system = Account::in_initrd(&get("/boot/node.img")?).expect("a login in the initrd");
         assert_eq!(firmware.target, system.target);
         Some(system)
@@ -120,7 +121,7 @@ fn kills_in_the_midst_of_twenty_boots_lose_none() {
                 let client = Client::new("node0", [0x52, 0x54, 0, 0, 9, number]);
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 let runtime = runtime.expect("runtime");
-                let booted = Machine { site: kernel, client, address: None, runtime }.boot();
+                let booted = Machine { kernel, client, address: None, runtime }.boot();
                 done.fetch_add(1, Ordering::Relaxed);
                 booted
             }

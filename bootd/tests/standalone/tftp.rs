@@ -7,24 +7,9 @@ use std::time::{Duration, Instant};
 
 use croft_test_support::namespace::sh;
 
+use crate::FILE;
 use crate::client::{self, BIOS, Client};
 use crate::site::{Site, enter, until};
-
-const FILE: &str = r#"
-[[segment]]
-name = "lan"
-device = "seg100"
-address = "10.20.1.1/24"
-pools = ["10.20.1.100-10.20.1.119"]
-
-[[blueprint]]
-role = "skip"
-boot = "local"
-
-[[rule]]
-role = "skip"
-mac = "52:54:00"
-"#;
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 20, 1, 1);
 const HOSTILE: Ipv4Addr = Ipv4Addr::new(10, 20, 1, 50);
@@ -66,8 +51,9 @@ fn ask_without_end(stop: &AtomicBool) -> u64 {
 }
 
 #[test]
-fn a_client_that_asks_without_end_delays_nobody_and_costs_no_memory() {
-    if !enter("tftp::a_client_that_asks_without_end_delays_nobody_and_costs_no_memory") {
+fn a_client_that_asks_without_end_keeps_no_file_from_others_and_costs_no_memory() {
+    if !enter("tftp::a_client_that_asks_without_end_keeps_no_file_from_others_and_costs_no_memory")
+    {
         return;
     }
     let dir = tempfile::tempdir().expect("temporary directory");
