@@ -20,6 +20,8 @@ use crate::wait::until;
 const PEER_VLAN: u32 = 100;
 const OUR_VLAN: u32 = 101;
 const SEGMENT: &str = "bench";
+const ROWS: [&str; 5] =
+    ["boot-bios", "boot-bios-tuned", "boot-uefi", "boot-uefi-tuned", "boot-six"];
 
 #[derive(Debug, clap::Args)]
 pub struct Options {
@@ -78,6 +80,12 @@ fn payload(store: &Path, name: &str) -> anyhow::Result<(ImageVersion, Payload)> 
 }
 
 pub async fn bench(options: Options) -> anyhow::Result<()> {
+    ensure!(
+        ROWS.iter().any(|row| options.wants(row)),
+        "no row's name holds one of {:?}; there are {}",
+        options.rows,
+        ROWS.join(", ")
+    );
     let site = Site::start_bootd_alone().await?;
     let (version, payload) = payload(&image_dir()?, "web-server")?;
     let nodes: Vec<(String, String)> = site
