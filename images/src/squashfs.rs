@@ -65,6 +65,8 @@ mod tests {
         let mut put = |path: &str, entry| tree.insert(path, entry).expect("valid");
         put("etc/a file", Entry::File(0o4750, Content::Bytes(b"hello".to_vec())));
         put("etc/empty", Entry::File(0o644, Content::Bytes(Vec::new())));
+        // Relative to where the tests run, which is this crate's directory.
+        put("etc/relative", Entry::File(0o644, Content::Host("Cargo.toml".into())));
         put("link", Entry::Link("etc/a file".to_owned()));
         put("tmp", Entry::Directory(0o1777));
         let pack = |name: &str| {
@@ -82,6 +84,7 @@ mod tests {
             list.lines().any(|line| line.starts_with(start) && line.ends_with(end))
         };
         assert!(has("-rwsr-x--- 0/0", "5 2020-01-01 00:00 etc/a file"), "{list}");
+        assert!(has("-rw-r--r-- 0/0", "2020-01-01 00:00 etc/relative"), "{list}");
         assert!(has("lrwxrwxrwx 0/0", "link -> etc/a file"), "{list}");
         assert!(has("drwxrwxrwt 0/0", "tmp/"), "{list}");
     }

@@ -35,7 +35,8 @@ impl Content {
     /// It cannot be written, or its name has a quote.
     pub(crate) fn on_host(&self, scratch: &Path, number: usize) -> Result<String, Error> {
         let host = match self {
-            Self::Host(path) => path.clone(),
+            // A list of files may be read from another directory than this one.
+            Self::Host(path) => std::path::absolute(path).map_err(Error::read(path))?,
             Self::Bytes(bytes) => {
                 let path = scratch.join(format!("file-{number}"));
                 fs::write(&path, bytes).map_err(Error::write(&path))?;
