@@ -78,7 +78,7 @@ n1: boot of 2023-11-14 22:13:20Z, firmware after 0.00 s
     assert_eq!(json["boots"][0]["steps"][0]["service"], "dhcp");
     assert_eq!((&json["boots"][0]["window"], &json["remembered_ms"]), (&1.into(), &61_000.into()));
     let ran = stage.operator.croft(&["node", "boot", "n2"]).await;
-    let none = "n2: no boot was seen since bootd was started, 1m01s ago\n";
+    let none = "n2: no boot to show since bootd was started, 1m01s ago\n";
     assert_eq!((ran.status, ran.stdout.as_str()), (0, none));
     let ran = stage.operator.croft(&["node", "boot", "n3"]).await;
     let old = "croft: control is older than this command and does not know it: update control\n";

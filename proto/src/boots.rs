@@ -10,14 +10,15 @@ use crate::text::{age, instant, printable};
 const WIDTH: u64 = 32;
 
 /// Boots of a node, given oldest first and drawn newest first. Who saw them remembers `remembered_ms`
-/// milliseconds, which is said where there is nothing else to say.
+/// milliseconds, which is said where there is nothing else to say. That none is given does not mean
+/// that none was seen: a tenant is shown those of its own time only.
 pub fn draw_boots(node: &str, boots: &[Boot], remembered_ms: u64) -> String {
     let node = printable(node, ' ');
     let mut text = String::new();
     if boots.is_empty() {
         let ago = age(remembered_ms);
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "{node}: no boot was seen since bootd was started, {ago} ago");
+        let _ = writeln!(text, "{node}: no boot to show since bootd was started, {ago} ago");
     }
     for (newer, boot) in boots.iter().rev().enumerate() {
         if newer > 0 {
@@ -143,7 +144,7 @@ n1: boot of 2023-11-14 22:13:20Z, program after 1.30 s
 ";
         assert_eq!(draw_boots("n1", &[boot()], 0), expected);
         let none = draw_boots("n1", &[], 61_000);
-        assert_eq!(none, "n1: no boot was seen since bootd was started, 1m01s ago\n");
+        assert_eq!(none, "n1: no boot to show since bootd was started, 1m01s ago\n");
     }
 
     #[test]
