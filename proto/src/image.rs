@@ -203,7 +203,10 @@ impl Manifest {
         let has = |name: &&str| manifest.files.contains_key(*name);
         let known = |name: &String| want.contains(&name.as_str()) || may.contains(&name.as_str());
         if !want.iter().all(has) || !manifest.files.keys().all(known) {
-            return Err(fault(format!("a {} image has the files {want:?}", manifest.kind)));
+            let kind = manifest.kind;
+            return Err(fault(format!(
+                "a {kind} image has the files {want:?}, and may have {may:?}"
+            )));
         }
         let disk = &manifest.files["disk"];
         if disk.size == 0 || !disk.size.is_multiple_of(4096) {
@@ -376,6 +379,8 @@ mod tests {
         };
         assert!(spoil(|m| m.format = 2).is_err());
         assert!(spoil(|m| m.kind = ImageKind::System).is_err());
+        let fault = spoil(|m| m.kind = ImageKind::System).expect_err("no kernel").to_string();
+        assert!(fault.contains("may have [\"root\"]"), "{fault}");
         assert!(spoil(|m| m.files.get_mut("disk").expect("disk").chunks.clear()).is_err());
         assert!(spoil(|m| m.files.get_mut("disk").expect("disk").size = 5000).is_err());
         assert!(Manifest::from_bytes(b"{}").is_err());
