@@ -10,7 +10,7 @@ use croft_test_support::namespace::sh;
 use nix::sys::signal::Signal;
 
 use crate::client::{self, BIOS, Client, IPXE};
-use crate::site::{Site, enter, until};
+use crate::site::{Site, until};
 use crate::{FILE, SERVER, with};
 
 const MACHINES: u8 = 20;
@@ -102,11 +102,11 @@ impl Machine<'_> {
 
 #[test]
 fn kills_in_the_midst_of_twenty_boots_lose_none() {
-    if !enter("kills::kills_in_the_midst_of_twenty_boots_lose_none") {
+    let Some((_dir, mut site)) =
+        Site::inside("kills::kills_in_the_midst_of_twenty_boots_lose_none", FILE)
+    else {
         return;
-    }
-    let dir = tempfile::tempdir().expect("temporary directory");
-    let mut site = Site::new(dir.path(), FILE);
+    };
     site.start();
     until("the segment is served", || Client::new("node0", [0, 0x11, 0, 0, 0, 1]).dhcp(1, &[]));
     let kernel = format!("/image/{}/kernel", site.image);

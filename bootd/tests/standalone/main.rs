@@ -74,11 +74,9 @@ fn with<'a>(base: &[(u8, &'a [u8])], more: &[(u8, &'a [u8])]) -> Vec<(u8, &'a [u
 
 #[test]
 fn machines_boot_from_a_file_alone() {
-    if !enter("machines_boot_from_a_file_alone") {
+    let Some((_dir, mut site)) = Site::inside("machines_boot_from_a_file_alone", FILE) else {
         return;
-    }
-    let dir = tempfile::tempdir().expect("temporary directory");
-    let mut site = Site::new(dir.path(), FILE);
+    };
     site.start();
     let node = Client::new("node0", [0x52, 0x54, 0, 0, 7, 1]);
     let offer = until("the segment is served", || node.dhcp(1, BIOS));
@@ -171,11 +169,11 @@ fn machines_boot_from_a_file_alone() {
 
 #[test]
 fn a_capture_shows_a_boot_and_none_of_its_secrets() {
-    if !enter("a_capture_shows_a_boot_and_none_of_its_secrets") {
+    let Some((dir, mut site)) =
+        Site::inside("a_capture_shows_a_boot_and_none_of_its_secrets", FILE)
+    else {
         return;
-    }
-    let dir = tempfile::tempdir().expect("temporary directory");
-    let mut site = Site::new(dir.path(), FILE);
+    };
     // Frames come from the machine's own address, as they do without this namespace.
     sh("ip link set node0 address 52:54:00:00:01:00");
     let config = site.config();
@@ -250,11 +248,10 @@ fn a_capture_shows_a_boot_and_none_of_its_secrets() {
 
 #[test]
 fn a_capture_has_bounds_and_says_what_it_lacks() {
-    if !enter("a_capture_has_bounds_and_says_what_it_lacks") {
+    let Some((dir, site)) = Site::inside("a_capture_has_bounds_and_says_what_it_lacks", FILE)
+    else {
         return;
-    }
-    let dir = tempfile::tempdir().expect("temporary directory");
-    let site = Site::new(dir.path(), FILE);
+    };
     let config = site.config();
     let config = config.to_str().expect("text");
     let mac = ["--mac", "52:54:00:00:07:01"];
@@ -301,11 +298,11 @@ fn a_capture_has_bounds_and_says_what_it_lacks() {
 
 #[test]
 fn it_says_what_to_boot_beside_another_dhcp_server() {
-    if !enter("it_says_what_to_boot_beside_another_dhcp_server") {
+    let Some((_dir, mut site)) =
+        Site::inside("it_says_what_to_boot_beside_another_dhcp_server", FILE)
+    else {
         return;
-    }
-    let dir = tempfile::tempdir().expect("temporary directory");
-    let mut site = Site::new(dir.path(), FILE);
+    };
     site.start();
     let node = Client::new("other0", [0x52, 0x54, 0, 0, 7, 2]);
     let offer = until("the segment is served", || node.dhcp(1, BIOS));
@@ -385,11 +382,11 @@ fn used_addresses_are_found_before_they_are_given() {
 /// One host that invents a MAC address for each of its DISCOVERs, ten thousand a second.
 #[test]
 fn invented_clients_take_neither_addresses_nor_time_from_a_boot() {
-    if !enter("invented_clients_take_neither_addresses_nor_time_from_a_boot") {
+    let Some((_dir, mut site)) =
+        Site::inside("invented_clients_take_neither_addresses_nor_time_from_a_boot", FILE)
+    else {
         return;
-    }
-    let dir = tempfile::tempdir().expect("temporary directory");
-    let mut site = Site::new(dir.path(), FILE);
+    };
     site.start();
     until("the segment is served", || Client::new("node0", [0, 0x11, 0, 0, 0, 1]).dhcp(1, &[]));
     // A conversation as a client has it: it asks again when an answer is lost.

@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 
 use crate::capture::{Capture, tshark};
 use crate::client::{BIOS, Client};
-use crate::site::{Site, enter, until};
+use crate::site::{Site, until};
 use crate::{SERVER, with};
 
 const FILE: &str = r#"
@@ -94,11 +94,10 @@ impl Drop for Relay {
 
 #[test]
 fn behind_a_relay_the_switch_port_decides() {
-    if !enter("relay::behind_a_relay_the_switch_port_decides") {
+    let Some((dir, mut site)) = Site::inside("relay::behind_a_relay_the_switch_port_decides", FILE)
+    else {
         return;
-    }
-    let dir = tempfile::tempdir().expect("temporary directory");
-    let mut site = Site::new(dir.path(), FILE);
+    };
     let relay = Relay::start(dir.path());
     let watched = ["--device", "seg100", "--mac", "52:54:00:00:09:01"];
     let capture = Capture::start(dir.path(), &watched, 1);

@@ -63,6 +63,17 @@ impl Site {
         site
     }
 
+    /// A site in namespaces of the test's own, and its directory; none outside, where the test `name`
+    /// has run inside and passed.
+    pub fn inside(name: &str, rules: &str) -> Option<(tempfile::TempDir, Self)> {
+        if !enter(name) {
+            return None;
+        }
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let site = Self::new(dir.path(), rules);
+        Some((dir, site))
+    }
+
     /// The configuration file.
     pub fn config(&self) -> PathBuf {
         self.dir.join("bootd.toml")
